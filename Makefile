@@ -1,0 +1,59 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up what it needs, in .venv, the first time.
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-slow unit lint acceptance bench bench-long chaos docs clean
+
+help: ## What can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(VENV)/demo ## The whole way of a record on embedded servers, in a minute; ARGS="--stay" keeps it open
+	$(BIN)/kafka-delivery demo $(ARGS)
+
+test: $(VENV)/dev ## All tests; those that need Java or redis-server are skipped where these are missing
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/dev ## The long ones: short forms of chaos and benchmarks, signals, shutdowns
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+unit: $(VENV)/dev ## The tests that need no server
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+lint: $(VENV)/dev ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+acceptance: $(VENV)/dev ## Real Kafka and Redis: 10,000 varied sends, and an outage of a minute; five minutes
+	$(BIN)/python -m pytest -m acceptance -s $(ARGS)
+
+docs: $(VENV)/demo ## Write the pages that are made from the code
+	$(BIN)/python docs/generate.py
+
+clean: ## Remove what was set up and cached
+	rm -rf $(VENV) .cache dist
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group dev
+	@touch $@
+
+bench: $(VENV)/dev ## What it does a second, beside its peers in the same run; needs java and redis-server, five minutes
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+bench-long: $(VENV)/dev ## The same three times, with medians
+	$(BIN)/python benchmarks/bench.py --repeat 3 $(ARGS)
+
+chaos: $(VENV)/dev ## Twenty minutes of everything that can go wrong, and an account at the end
+	$(BIN)/python tests/chaos/chaos.py --seconds 1200 $(ARGS)
