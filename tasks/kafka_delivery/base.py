@@ -1,0 +1,339 @@
+"""What all our tasks share: how a call becomes a message, how a retry is paced, and why nothing is lost.
+
+Celery acknowledges a message whose task failed, and drops one whose retry could not be published. Both lose records.
+Here a task ends in one of four ways only: it succeeded; it put its record elsewhere and that was confirmed; the
+message goes back to its queue (`Reject(requeue=True)`); or the message is parked with what went wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery import Task
+from celery.exceptions import Ignore, Reject, Retry
+from celery.result import AsyncResult
+from celery.states import FAILURE
+from celery.utils.time import get_exponential_backoff_interval
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from . import settings
+from .celery_app import app
+from .errors import (
+    DeliveryError,
+    EnqueueError,
+    InvalidRecordError,
+    KafkaDeliveryError,
+    NotInWorkerError,
+    ProducerError,
+    RetriableError,
+    UnavailableError,
+)
+from .names import DEFERRALS
+from .publisher import is_plain, publish
+from .record import Record, member_id
+from .tracing import traced
+
+if TYPE_CHECKING:
+    from kafka_delivery_worker.engine import Engine
+
+log = logging.getLogger("kafka_delivery.task")
+
+PUBLISH_FAULTS = (KombuError, RedisError, OSError)
+"""What a publish raises when Redis is away, refuses or is too slow; anything else is a fault in a call."""
+
+
+def engine() -> Engine:
+    """This worker process's engine."""
+    # Late, and the only import of worker code here: an application that calls .delay() must not load librdkafka.
+    from kafka_delivery_worker.engine import current
+
+    return current()
+
+
+class DeliveryTask(Task):
+    """Base of `send`, `send_many` and `dead_letter`."""
+
+    abstract = True
+    queue_name: str
+    _app = app  # not the current app: that is the application's
+    typing = False  # `encode` checks the arguments, and says more than "missing positional argument"
+    ignore_result = True
+    acks_late = True
+    reject_on_worker_lost = True
+    acks_on_timeout = False  # a time limit ends the process that waits, not the record
+    throws = (DeliveryError, InvalidRecordError)  # expected: one line in the log, no traceback
+    autoretry_for = (RetriableError, UnavailableError, ProducerError)
+    Request = "kafka_delivery_worker.request:Request"
+
+    # Read when the worker registers the task, not at import.
+    @property
+    def max_retries(self) -> int:
+        return settings.current().max_retries
+
+    @property
+    def retry_backoff(self) -> int:
+        return settings.current().retry_backoff_s
+
+    @property
+    def retry_backoff_max(self) -> int:
+        return settings.current().retry_backoff_max_s
+
+    @property
+    def retry_jitter(self) -> bool:
+        return settings.current().retry_jitter
+
+    # -- a call becomes a message
+    def encode(self, args: Any, kwargs: Any, task_id: str | None) -> tuple[list[Any], str, str]:
+        """Arguments for the wire, the task id, and a representation that shows nothing of a payload.
+
+        Raises:
+            InvalidRecordError: the record is refused.
+        """
+        raise NotImplementedError
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+    ) -> AsyncResult:
+        """Queue a call; Celery's options (`countdown`, `expires`, `link`, `ignore_result`...) work as usual.
+
+        Raises:
+            InvalidRecordError: the record was refused; nothing was queued.
+            EnqueueError: Redis did not confirm; whether the message is queued is unknown.
+        """
+        wire, task_id, shown = self.encode(args or (), kwargs or {}, task_id)
+        options |= {"argsrepr": shown, "kwargsrepr": "{}"}
+        try:
+            if is_plain(app, options):
+                publish(app, self, self.queue_name, task_id, wire, shown, "{}")
+                result = self.AsyncResult(task_id)
+                result.ignored = True  # so that get() does not wait for what will not come
+                return result
+            return super().apply_async(wire, {}, task_id=task_id, **options)
+        except PUBLISH_FAULTS as error:
+            raise EnqueueError(self.message_id_of(task_id), f"{type(error).__name__}: {error}") from error
+        except AttributeError as error:
+            if error.obj is not None:
+                raise
+            # Kombu's, where another thread found the connection broken and took it away.
+            raise EnqueueError(self.message_id_of(task_id), "the connection was lost meanwhile") from error
+        except RuntimeError as error:  # Celery's, when it cannot subscribe to a wanted result
+            if not isinstance(error.__cause__, PUBLISH_FAULTS):
+                raise
+            raise EnqueueError(self.message_id_of(task_id), str(error)) from error
+
+    def message_id_of(self, task_id: str) -> str:
+        """The message id that a task id stands for."""
+        return task_id
+
+    # -- a message becomes a call
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run in a worker; park what fails in a way that is nobody's plan (Celery would acknowledge it)."""
+        self._get_app()  # binds the task, which in an application nothing else may have done yet
+        if self.request.called_directly:
+            raise NotInWorkerError(f"{self.name} runs in a worker; in an application call .delay() or .apply_async()")
+        try:
+            return self.run(*args, **kwargs)
+        except (DeliveryError, Retry, Reject, Ignore):
+            raise
+        except InvalidRecordError as error:
+            self.park_call(error)
+            raise
+        except Exception as error:
+            self.park_call(error)
+            unplanned = type(error).__name__
+        # Not the error itself: Celery logs its text, which may quote what it choked on.
+        raise KafkaDeliveryError(f"parked after an unexpected {unplanned}")
+
+    def park_call(self, error: Exception) -> None:
+        try:
+            engine().park_call(self.request, error)
+        except Exception as fault:  # Redis is away, or no engine could be made: the queue still has the message
+            self.back_to_queue(fault)
+
+    # -- retries
+    def may_retry(self, error: RetriableError) -> bool:
+        """Whether `error` is worth another attempt."""
+        worth = self.max_retries if error.max_retries is None else min(error.max_retries, self.max_retries)
+        return bool(self.request.retries < worth)
+
+    def pause_before_retry(self, error: RetriableError, retries: int) -> int:
+        """Seconds until attempt number `retries` + 2: Celery's backoff, or a long pause where it rarely helps."""
+        if error.max_retries is not None:
+            pause = settings.current().few_backoff_s
+            return pause + (random.randint(0, pause // 3) if self.retry_jitter else 0)
+        return int(
+            get_exponential_backoff_interval(self.retry_backoff, retries, self.retry_backoff_max, self.retry_jitter)
+        )
+
+    def pause_before_resend(self, deferrals: int) -> int:
+        """Seconds until a record is tried again that waits for the cluster."""
+        s = settings.current()
+        return int(get_exponential_backoff_interval(s.defer_s, deferrals, s.defer_max_s, full_jitter=False)) + (
+            random.randint(0, s.defer_s) if s.retry_jitter else 0
+        )
+
+    def retry(self, args: Any = None, kwargs: Any = None, exc: Any = None, **options: Any) -> Any:
+        """Called by autoretry. Only a `RetriableError` uses an attempt; a failed publish puts the message back.
+
+        Raises:
+            celery.exceptions.Retry: the next attempt is queued.
+            celery.exceptions.Reject: it could not be queued, or the worker is stopping; with requeue.
+        """
+        if engine().stopping:
+            raise Reject(exc, requeue=True)
+        wire, _, _ = self.encode(self.request.args, self.request.kwargs, self.request.id)
+        try:
+            if isinstance(exc, RetriableError):
+                options["countdown"] = self.pause_before_retry(exc, self.request.retries)
+                again = super().retry(wire, {}, exc=exc, throw=False, **options)
+            else:
+                again = self.defer(wire, exc)
+        except (Reject, EnqueueError) as fault:
+            self.back_to_queue(fault)
+        engine().count("retried" if isinstance(exc, RetriableError) else "deferred", exc.topic)
+        raise again
+
+    def defer(self, wire: list[Any], exc: Exception) -> Retry:
+        """Queue the same attempt again, later."""
+        deferrals = int((self.request.headers or {}).get(DEFERRALS, 0))
+        countdown = self.pause_before_resend(deferrals)
+        signature = self.signature_from_request(
+            self.request,
+            wire,
+            {},
+            countdown=countdown,
+            retries=self.request.retries,
+            headers={**(self.request.headers or {}), DEFERRALS: deferrals + 1},
+        )
+        signature.apply_async()
+        return Retry(exc=exc, when=countdown, sig=signature)
+
+    def remember(self, error: DeliveryError) -> None:
+        """Keep the final error as the task's result, where a `link_error` callback will ask for it.
+
+        A callback that lives in another app gets only the id (celery/backends/base.py, `_call_task_errbacks`).
+        """
+        if self.request.errbacks:
+            try:
+                self.backend.store_result(self.request.id, error, FAILURE, request=self.request)
+            except PUBLISH_FAULTS as fault:  # the record is safe; the callback will not find its reason
+                log.warning("result.not_stored message_id=%s error=%s", self.request.id, type(fault).__name__)
+
+    # -- hand-overs
+    def publish(
+        self, task: DeliveryTask, record: Record, *, error: DeliveryError | None = None, **options: Any
+    ) -> None:
+        """Queue `record` for `task` before the message at hand is acknowledged."""
+        try:
+            task.apply_async((record,) if error is None else (record, error, options.pop("retry_count")), **options)
+        except EnqueueError as fault:
+            self.back_to_queue(fault)
+
+    def back_to_queue(self, fault: Exception) -> NoReturn:
+        """Return the message, after a pause: the queue hands it out again at once.
+
+        Raises:
+            celery.exceptions.Reject: always; with requeue.
+        """
+        try:
+            engine().pause()
+        finally:
+            raise Reject(fault, requeue=True)
+
+
+def wire_of(record: Record) -> list[Any]:
+    """`record` for the wire."""
+    return traced(record).to_wire(settings.current().cluster)
+
+
+def record_from(args: Any, kwargs: Any, task_id: str | None) -> Record:
+    """The record of a call: made already, from the wire, or from plain arguments as `send_task` and beat give them.
+
+    Raises:
+        InvalidRecordError: it is none, or the task id and the message id differ.
+    """
+    if len(args) == 1 and not kwargs and isinstance(args[0], Record):
+        record = args[0]
+    elif len(args) == 1 and not kwargs and isinstance(args[0], list):
+        record = Record.from_wire(args[0], settings.current().cluster)
+    else:
+        record = _plain(args, kwargs, task_id)
+    if task_id is not None and record.id != task_id:
+        raise InvalidRecordError(
+            "message_id",
+            f"{record.id!r} is not the task id {task_id!r}: give one of them, they are the same",
+            record.id,
+        )
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A member of a batch that is no valid record.
+
+    Attributes:
+        id: its message id, or one made from the batch's and its place.
+        member: what it is, as it came.
+        error: why it is none; its field names the place in the batch.
+    """
+
+    id: str
+    member: Any
+    error: InvalidRecordError
+
+    def as_call(self, task: str) -> SimpleNamespace:
+        """It, as a call of `task` that failed."""
+        plain = isinstance(self.member, Mapping)
+        args, kwargs = ((), dict(self.member)) if plain else ((self.member,), {})
+        return SimpleNamespace(id=self.id, task=task, args=args, kwargs=kwargs, retries=0)
+
+
+def batch_from(args: Any, kwargs: Any, task_id: str | None) -> list[Record | Refused]:
+    """The members of a `send_many` call, each a record or refused.
+
+    A member without a message id gets one from the batch's id, so that a redelivered batch is the same batch.
+
+    Raises:
+        InvalidRecordError: it is no batch at all.
+    """
+    if kwargs and kwargs.keys() != {"records"}:
+        raise InvalidRecordError("records", "is the only argument of send_many")
+    records = kwargs.get("records") if kwargs else args[0] if len(args) == 1 else None
+    if records is None or isinstance(records, str | bytes | Mapping | Record) or not hasattr(records, "__iter__"):
+        raise InvalidRecordError("records", "must be an iterable of Records or mappings")
+    return [_member(position, member, task_id) for position, member in enumerate(records)]
+
+
+def member_or_raise(member: Record | Refused) -> Record:
+    """The record, or why there is none."""
+    if isinstance(member, Refused):
+        raise member.error
+    return member
+
+
+def _member(position: int, member: Any, task_id: str | None) -> Record | Refused:
+    made_up = None if task_id is None else member_id(task_id, position)
+    try:
+        if isinstance(member, Mapping):
+            return _plain((), member, member.get("message_id") or made_up)
+        return record_from((member,), {}, None)
+    except InvalidRecordError as error:
+        named = InvalidRecordError(f"records[{position}].{error.field}", error.problem, error.message_id)
+        named.__cause__ = error
+        return Refused(error.message_id or made_up or "", member, named)
+
+
+def _plain(args: Any, kwargs: Mapping[str, Any], task_id: str | None) -> Record:
+    if task_id is not None:
+        kwargs = {**kwargs, "message_id": kwargs.get("message_id") or task_id}
+    try:
+        return Record(*args, **kwargs)
+    except TypeError as error:
+        # Python's own text names arguments, never their values.
+        raise InvalidRecordError("record", str(error).replace("Record.__init__()", "send")) from None

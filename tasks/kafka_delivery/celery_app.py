@@ -1,0 +1,165 @@
+"""Our Celery app, isolated from every other one in the process.
+
+Callers and workers share one app, because a retry and a dead letter are published through the app that runs the
+task. An application that imports us usually has a Celery app of its own, and must not notice ours:
+
+- it never becomes the current app, has no fix-ups, and takes nothing from ``CELERY_*`` variables: those speak to the
+  application's app, and ``CELERY_BROKER_URL`` would otherwise redirect our sends to the application's broker
+  (celery/app/utils.py, `Settings.broker_url`);
+- it leaves other people's `shared_task`s alone, which Celery offers to every app it knows.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import celery.app.builtins  # registers Celery's own tasks as finalizers, which `finalize` below picks out
+from celery import Celery, _state
+from celery.app.amqp import AMQP
+from celery.loaders.app import AppLoader
+from kombu import Exchange, Queue
+from kombu.pools import ProducerPool
+from kombu.utils.functional import maybe_evaluate
+
+from . import settings
+from .names import APP, DEAD_LETTER, DEAD_LETTER_QUEUE, QUEUE, SEND, SEND_MANY
+
+CALLBACK_QUEUE = "celery"
+"""Where a callback goes that names no queue: Celery's default queue, on which the user's own workers listen."""
+
+
+class Loader(AppLoader):
+    """Celery's loader reads the module in ``CELERY_CONFIG_MODULE`` for every app; ours takes nothing from it."""
+
+    def read_configuration(self, env: str = "") -> dict[str, Any]:
+        return {}
+
+
+class IsolatedAMQP(AMQP):
+    """Celery's takes its producers from a group that all apps of a process share, and resize."""
+
+    _producer_pool: Any
+
+    @property
+    def producer_pool(self) -> Any:
+        if self._producer_pool is None:
+            self._producer_pool = ProducerPool(self.app.pool, limit=self.app.pool.limit)
+        return self._producer_pool
+
+
+class IsolatedCelery(Celery):
+    """A Celery app that takes its connections from our settings only and other people's tasks not at all."""
+
+    amqp_cls = IsolatedAMQP
+    finalized: bool
+    _pool: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # shared_task registers itself with every app that Celery lists; ours is not on the list.
+        _state._deregister_app(self)
+
+    def finalize(self, auto: bool = False) -> None:
+        """As `Celery.finalize`, without the `shared_task`s that others registered."""
+        with self._finalize_mutex:
+            if self.finalized:
+                return
+            self.finalized = True
+            for register in tuple(_state._on_app_finalizers):
+                if register.__module__ == celery.app.builtins.__name__:
+                    register(self)
+            while self._pending:
+                maybe_evaluate(self._pending.popleft())
+            for task in self._tasks.values():
+                task.bind(self)
+            self.on_after_finalize.send(sender=self)
+
+    @property
+    def pool(self) -> Any:
+        """Our own pool of connections; Celery's would set the limit of everybody's (kombu.pools.set_limit)."""
+        if self._pool is None:
+            self._ensure_after_fork()
+            self._pool = self.connection_for_write().Pool(limit=self.conf.broker_pool_limit)
+        return self._pool
+
+    def connection(self, hostname: str | None = None, **kwargs: Any) -> Any:
+        """As `Celery.connection`, to our queue; what Flower and the worker's banner use."""
+        return super().connection(hostname or settings.current().queue_url, **kwargs)
+
+    def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
+        """As `Celery.connection_for_read`, to our queue whatever ``CELERY_BROKER_READ_URL`` says."""
+        return super().connection_for_read(url or settings.current().queue_url, **kwargs)
+
+    def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
+        """As `Celery.connection_for_write`, to our queue whatever ``CELERY_BROKER_WRITE_URL`` says."""
+        return super().connection_for_write(url or settings.current().queue_url, **kwargs)
+
+    @property
+    def backend_cls(self) -> str:
+        """The result backend; being set here it comes before ``CELERY_RESULT_BACKEND`` (Celery._get_backend)."""
+        return settings.current().redis_url
+
+    @backend_cls.setter
+    def backend_cls(self, value: Any) -> None:
+        pass  # Celery.__init__ assigns what it was given, which is nothing
+
+    def _load_config(self) -> Any:
+        self._preconf.update(configuration(settings.current()))
+        return super()._load_config()
+
+
+def configuration(s: settings.Settings) -> dict[str, Any]:
+    """Celery's settings for callers; a worker adds its own."""
+    return {
+        "broker_url": s.queue_url,
+        "result_backend": s.redis_url,
+        "broker_transport_options": transport_options(s, s.enqueue_timeout_s) if s.queue_on_redis else {},
+        "broker_use_ssl": tls(s) if s.queue_on_redis else None,
+        "redis_backend_use_ssl": tls(s),
+        # A caller waits for Redis twice at most: once on a connection that died while idle, once on a new one.
+        "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
+        "broker_connection_max_retries": None,  # a worker outlives any outage of Redis
+        "broker_connection_retry_on_startup": True,
+        "broker_channel_error_retry": True,  # else one READONLY or OOM reply ends the worker
+        **result_timeouts(s, s.enqueue_timeout_s, max_retries=0),
+        "result_expires": s.result_expires_s,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "task_queues": [
+            Queue(name, Exchange(name, type="direct"), routing_key=name) for name in (QUEUE, DEAD_LETTER_QUEUE)
+        ],
+        "task_routes": {SEND: {"queue": QUEUE}, SEND_MANY: {"queue": QUEUE}, DEAD_LETTER: {"queue": DEAD_LETTER_QUEUE}},
+        "task_default_queue": CALLBACK_QUEUE,
+        "timezone": "UTC",
+        "enable_utc": True,
+    }
+
+
+def transport_options(s: settings.Settings, socket_timeout: float) -> dict[str, Any]:
+    """Options of kombu's Redis transport; without socket timeouts a hung Redis blocks for ever."""
+    return {
+        "socket_timeout": socket_timeout,
+        "socket_connect_timeout": socket_timeout,
+        "socket_keepalive": True,
+        "visibility_timeout": s.visibility_timeout_s,
+        **s.redis_options,
+    }
+
+
+def result_timeouts(s: settings.Settings, socket_timeout_s: float, max_retries: int) -> dict[str, Any]:
+    """Celery's settings for how long a result may wait for Redis; by default it tries twenty times."""
+    return {
+        "redis_socket_timeout": socket_timeout_s,
+        "redis_socket_connect_timeout": socket_timeout_s,
+        "result_backend_transport_options": {**s.redis_options, "retry_policy": {"max_retries": max_retries}},
+    }
+
+
+def tls(s: settings.Settings) -> dict[str, Any] | None:
+    """Kombu verifies no certificate unless told to. ``?ssl_...`` in the URL replaces this; redis-py then verifies."""
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED} if s.redis_url.lower().startswith("rediss://") else None
+
+
+app = IsolatedCelery(APP, set_as_current=False, fixups=[], loader=Loader)

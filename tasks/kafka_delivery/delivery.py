@@ -1,0 +1,280 @@
+"""The tasks that carry a record from the queue to Kafka: `send` and `send_many`.
+
+Read `Send.run` for the whole way of one record. What happens in a worker process (the producer, its delivery
+reports, parking) is behind `engine()`; an application that only calls `.delay()` never loads it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+from celery.result import AsyncResult, GroupResult
+
+from .base import PUBLISH_FAULTS, DeliveryTask, Refused, batch_from, engine, member_or_raise, record_from, wire_of
+from .dead_letters import dead_letter
+from .errors import (
+    BulkEnqueueError,
+    DeliveryError,
+    EnqueueError,
+    RejectedError,
+    RetriableError,
+    RetriesExhaustedError,
+)
+from .names import DEFERRALS, QUEUE, SEND, SEND_MANY
+from .publisher import envelope, is_plain, write
+from .record import Headers, Record, Value, uuid7
+
+BULK_RECORDS = 500
+BULK_BYTES = 1_000_000
+"""Of one write to Redis; it serves others after each."""
+
+BATCH_BYTES = 400_000
+"""Of records in one message of `send_many`: in Redis, where they lie as text twice encoded, less than a megabyte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write that is not done yet, of so many records."""
+
+    records: int
+    do: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.do()
+
+
+class Send(DeliveryTask):
+    """Deliver one record. Call `send.delay(topic, value, key=...)`; see `Record` for the arguments."""
+
+    name = SEND
+    queue_name = QUEUE
+    Strategy = "kafka_delivery_worker.lane:strategy"
+
+    def delay(
+        self,
+        topic: str,
+        value: Value,
+        key: str | bytes | None = None,
+        headers: Headers | None = None,
+        *,
+        partition: int | None = None,
+        timestamp: Any = None,
+        message_id: str | None = None,
+    ) -> AsyncResult:
+        """Queue a record and return at once.
+
+        Returns:
+            A Celery result whose id is the record's message id. It holds a result only if the send was queued with
+            ``apply_async(..., ignore_result=False)``.
+
+        Raises:
+            InvalidRecordError: the record was refused; nothing was queued.
+            EnqueueError: Redis did not confirm. Sending again with the `message_id` of the error is safe.
+        """
+        record = Record(topic, value, key, headers, partition, timestamp, message_id)
+        return self.apply_async((record,))
+
+    def bulk(self, records: Iterable[Record | Mapping[str, Any]]) -> list[str]:
+        """Queue many records, each as a send of its own, in few writes.
+
+        Returns:
+            Their message ids, in order; `send.AsyncResult(id)` is the result of one.
+
+        Raises:
+            InvalidRecordError: naming the record by its place; nothing was queued.
+            BulkEnqueueError: Redis failed on the way; it says which records are queued, unknown and not tried.
+        """
+        made = [member_or_raise(member) for member in batch_from((records,), {}, None)]
+        ids = [record.id for record in made]
+        done = 0
+        try:
+            for chunk in self._chunks(made):
+                chunk()
+                done += chunk.records
+        except (EnqueueError, *PUBLISH_FAULTS) as error:
+            last = done + chunk.records
+            reason = error.reason if isinstance(error, EnqueueError) else f"{type(error).__name__}: {error}"
+            raise BulkEnqueueError(ids[:done], ids[done:last], ids[last:], reason) from error
+        return ids
+
+    def _chunks(self, records: list[Record]) -> Iterator[Write]:
+        if not is_plain(self.app, {}):  # somebody listens: one by one, Celery's way
+            yield from (Write(1, partial(self.apply_async, (record,))) for record in records)
+            return
+        envelopes: list[str] = []
+        size = 0
+        for record in records:
+            wire, task_id, shown = self.encode((record,), {}, None)
+            made = envelope(self.app, self, self.queue_name, task_id, wire, shown, "{}")
+            if envelopes and (len(envelopes) == BULK_RECORDS or size + len(made) > BULK_BYTES):
+                yield Write(len(envelopes), partial(write, self.queue_name, envelopes))
+                envelopes, size = [], 0
+            envelopes.append(made)
+            size += len(made)
+        if envelopes:
+            yield Write(len(envelopes), partial(write, self.queue_name, envelopes))
+
+    def encode(self, args: Any, kwargs: Any, task_id: str | None) -> tuple[list[Any], str, str]:
+        record = record_from(args, kwargs, task_id)
+        return [wire_of(record)], record.id, f"({record.topic!r}, {record.size} bytes, {record.id!r})"
+
+    def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Deliver the record and return where it is; by then it has its place in the log.
+
+        Raises:
+            RetriableError, UnavailableError, ProducerError: caught by Celery's autoretry, see `DeliveryTask.retry`.
+            RejectedError, RetriesExhaustedError: after the record was handed to `dead_letter`.
+        """
+        record = record_from(args, kwargs, self.request.id)
+        try:
+            return engine().deliver(record)
+        except RetriableError as error:
+            if self.may_retry(error):
+                raise
+            self.hand_over(record, exhausted(error))
+        except RejectedError as error:
+            self.hand_over(record, error)
+
+    def hand_over(self, record: Record, error: DeliveryError) -> NoReturn:
+        """Give the record to `dead_letter`, and only then fail with `error`, which acknowledges it here."""
+        self.publish(dead_letter, record, error=error, retry_count=self.request.retries)
+        self.remember(error)
+        raise error
+
+
+class SendMany(DeliveryTask):
+    """Deliver many records in one message: `send_many.delay([Record(...), {"topic": ..., "value": ...}])`.
+
+    Each record has its own message id and its own fate; the batch only shares the way through the queue.
+    """
+
+    name = SEND_MANY
+    queue_name = QUEUE
+
+    def delay(
+        self, records: Iterable[Record | Mapping[str, Any]], *, message_id: str | None = None
+    ) -> AsyncResult | BatchResult:
+        """Queue a batch and return at once.
+
+        Args:
+            records: `Record`s, or mappings with the same fields.
+            message_id: the batch's id; give that of an `EnqueueError` to repeat it safely. Members without an id of
+                their own get one from it.
+
+        Returns:
+            A Celery result with an id of its own, the batch's; see `apply_async`.
+
+        Raises:
+            InvalidRecordError: naming the record by its place in the batch; nothing was queued.
+            EnqueueError: Redis did not confirm.
+        """
+        return self.apply_async((records,), task_id=message_id)
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+    ) -> AsyncResult | BatchResult:
+        """As `DeliveryTask.apply_async`; a large batch goes in several messages.
+
+        Returns:
+            A Celery result. Of several messages it is a `BatchResult`, whose `get` returns what became of all records,
+            in order, as that of one does.
+        """
+        batch_id = task_id or uuid7()
+        members = [member_or_raise(member) for member in batch_from(args or (), kwargs or {}, batch_id)]
+        parts = list(_parts(members))
+        if len(parts) == 1:
+            return super().apply_async((members,), {}, batch_id, **options)
+        results = [
+            super(SendMany, self).apply_async((part,), {}, f"{batch_id}.part{number}", **options)
+            for number, part in enumerate(parts)
+        ]
+        return BatchResult(batch_id, results)
+
+    def encode(self, args: Any, kwargs: Any, task_id: str | None) -> tuple[list[Any], str, str]:
+        records = [member_or_raise(member) for member in batch_from(args, kwargs, task_id)]
+        wires = [wire_of(record) for record in records]
+        return [wires], task_id or uuid7(), f"({len(records)} records, {sum(r.size for r in records)} bytes)"
+
+    def run(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """Deliver all, give those that failed a message of their own, and return what became of each, in order.
+
+        Returns:
+            For each record ``message_id``, ``topic`` and ``outcome``: ``"delivered"`` with partition, offset and
+            timestamp; ``"retried"`` or ``"deferred"`` (a `send` of its own is queued); ``"dead-lettered"``; or
+            ``"parked"`` for what is no valid record (``topic`` is None then).
+        """
+        members = batch_from(args, kwargs, self.request.id)
+        outcomes = iter(engine().deliver_many([member for member in members if isinstance(member, Record)]))
+        return [
+            self.fate(member, next(outcomes)) if isinstance(member, Record) else self.park_member(member)
+            for member in members
+        ]
+
+    def park_member(self, refused: Refused) -> dict[str, Any]:
+        try:
+            engine().park_call(refused.as_call(SEND), refused.error)
+        except Exception as fault:  # Redis is away: the queue still has the batch
+            self.back_to_queue(fault)
+        return {"outcome": "parked", "message_id": refused.id, "topic": None, "error": type(refused.error).__name__}
+
+    def message_id_of(self, task_id: str) -> str:
+        return re.sub(r"\.part\d+$", "", task_id)
+
+    def fate(self, record: Record, outcome: dict[str, Any] | DeliveryError) -> dict[str, Any]:
+        if isinstance(outcome, dict):
+            return {"outcome": "delivered", **outcome}
+        if isinstance(outcome, RetriableError):
+            fate = "retried"
+            self.publish(send, record, retries=1, countdown=self.pause_before_retry(outcome, retries=0))
+        elif isinstance(outcome, RejectedError):
+            fate = "dead-lettered"
+            self.publish(dead_letter, record, error=outcome, retry_count=0)
+        else:
+            fate = "deferred"
+            self.publish(send, record, countdown=self.pause_before_resend(0), headers={DEFERRALS: 1})
+        if fate != "dead-lettered":  # that is counted when it is true
+            engine().count(fate, record.topic)
+        return {"outcome": fate, "message_id": record.id, "topic": record.topic, "error": outcome.name}
+
+
+class BatchResult(GroupResult):
+    """The results of a batch that went in several messages, as one."""
+
+    def get(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """What became of each record, in order; arguments as for Celery's `GroupResult.get`."""
+        return [fate for part in super().get(*args, **kwargs) for fate in part]
+
+
+def _parts(records: list[Record]) -> Iterator[list[Record]]:
+    """`records` in groups of up to BATCH_BYTES; one that is larger is a group of its own."""
+    part: list[Record] = []
+    size = 0
+    for record in records:
+        if part and size + record.size > BATCH_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(record)
+        size += record.size
+    yield part
+
+
+def exhausted(error: RetriableError) -> RetriesExhaustedError:
+    """What a retriable error becomes when its retries are used up."""
+    left = RetriesExhaustedError(
+        f"{error.problem}; still so after all retries",
+        error.topic,
+        error.message_id,
+        error.code,
+        error.name,
+        error.scope,
+    )
+    left.__cause__ = error
+    return left
+
+
+send = Send()
+send_many = SendMany()
