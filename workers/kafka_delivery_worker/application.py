@@ -1,0 +1,122 @@
+"""The worker's Celery app: the callers' app with a worker's settings, started and stopped with the engine."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import os
+import sys
+from itertools import zip_longest
+from typing import Any
+
+import billiard.pool
+from celery import signals
+
+from kafka_delivery import app, settings
+from kafka_delivery.celery_app import result_timeouts, transport_options
+
+from . import engine
+from .lease import REDIS_FAULTS
+from .producer import check_properties
+
+log = logging.getLogger("kafka_delivery.worker")
+
+IN_FLIGHT_POOL = "kafka_delivery_worker.pool:TaskPool"
+DEFAULT_POOL = "threads"
+"""All threads share one producer, and a thread that waits for a report costs nothing but its stack."""
+
+FOREIGN_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
+
+
+@functools.cache
+def worker_app() -> Any:
+    """The app, with a worker's settings.
+
+    Raises:
+        SettingsError: a setting is wrong; nothing was started.
+    """
+    s = settings.current()
+    check_properties(s)
+    if s.leases:
+        sentinel = "Sentinel" if s.redis_url.startswith("sentinel://") else ""
+        app.conf.broker_transport = f"kafka_delivery_worker.transport:{sentinel}Transport"
+    pool = _asked_pool(sys.argv)
+    if pool == "prefork":
+        # A stopping child waits up to 30 s (300 x 0.1) for its parent to read its last results, which the parent does
+        # not do while it stops; then a supervisor's patience is at its end. What is not read is delivered again.
+        billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20
+    app.conf.update(
+        broker_transport_options=transport_options(s, s.worker_socket_timeout_s) if s.queue_on_redis else {},
+        **result_timeouts(s, s.worker_socket_timeout_s, max_retries=20),
+        worker_pool=pool or (IN_FLIGHT_POOL if s.pool == "in-flight" else DEFAULT_POOL),
+        # Processes are bounded by cores, which is Celery's default; threads by how many sends may wait.
+        worker_concurrency={"prefork": None, "solo": 1}.get(pool, s.concurrency),
+        worker_prefetch_multiplier=1,  # what a stopping or dying worker holds is what it must give back
+        worker_consumer="kafka_delivery_worker.consumer:Consumer",
+        worker_hijack_root_logger=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # the record's report decides, not the queue's link
+        task_publish_retry_policy={"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1},
+    )
+    signals.celeryd_after_setup.connect(_started)
+    if s.pool == "in-flight" and not pool:
+        signals.worker_ready.connect(_settle_down)
+    signals.worker_shutting_down.connect(_told_to_stop)
+    signals.worker_process_shutdown.connect(_process_ends)
+    signals.worker_shutdown.connect(_worker_ends)
+    return app
+
+
+def _asked_pool(argv: list[str]) -> str:
+    """The pool named on the command line, "" for none.
+
+    Celery cannot tell `-P prefork` from no choice, since that is its default, and would take the configured pool
+    (celery/bin/worker.py, WorkersPool.convert).
+    """
+    for option, value in zip_longest(argv, argv[1:], fillvalue=""):
+        if option in ("-P", "--pool"):
+            return value
+        if option.startswith("--pool="):
+            return option.removeprefix("--pool=")
+        if option.startswith("-P"):
+            return option.removeprefix("-P")
+    return ""
+
+
+def _started(**_: Any) -> None:
+    if not settings.current().leases:
+        log.warning("worker.celery_transport: messages have the guarantees of Celery and its broker, which are weaker")
+    log.warning("worker.settings %r", settings.current())
+    for variable in FOREIGN_VARIABLES:
+        if os.environ.get(variable):
+            log.warning("worker.ignored variable=%s use=KAFKA_DELIVERY_REDIS_URL", variable)
+
+
+def _settle_down(**_: Any) -> None:
+    # Records in flight set off full collections of Celery's whole heap, a quarter of what a send costs. What is there
+    # once the worker is ready stays.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
+
+
+def _told_to_stop(how: str = "", **_: Any) -> None:
+    # Runs in a signal handler: a Broadcast only closes a file.
+    if engine.stopping.sent or how == "Cold":
+        engine.hurrying.send()
+    engine.stopping.send()
+
+
+def _process_ends(**_: Any) -> None:
+    engine.close()
+
+
+def _worker_ends(**_: Any) -> None:
+    engine.close()
+    if settings.current().leases:
+        from .transport import process_lease
+
+        try:
+            process_lease().stop()
+        except REDIS_FAULTS as error:  # then it runs out
+            log.warning("lease.not_returned error=%s", type(error).__name__)

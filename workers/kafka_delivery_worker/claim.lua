@@ -1,0 +1,165 @@
+-- Settle what a worker is done with, and lease it the next messages, in one step.
+--
+-- KEYS: gate, leases, held (of this worker), deaths, then for each list of each queue: the list, its delayed set
+-- ARGV: worker, lease (ms), room (messages), room (bytes), claim number, prefix of keys, number of acks and of returns,
+--       acks..., returns..., then the name of each list, as it is part of a delivery tag
+--
+-- Reply: {1, items, their tags, suspicion of each, ms until the next delayed message is due (-1: none), messages held}
+--        {0, ...} nothing is there; {2, ...} a suspect waits for empty hands; {-1, ...} the gate is shut
+--
+-- A delivery tag is "<claim number>.<place>:<list>": never used twice by a worker, so that an answer which was lost
+-- on its way is not overwritten by the next claim.
+--
+-- An error in the middle would lose what was taken out of a list: whatever can fail is tried before that.
+local held, deaths = KEYS[3], KEYS[4]
+local worker, lease, room, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local claim, prefix, acks, returns = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local first_name = 9 + acks + returns
+local AT_ONCE = 50  -- messages that are taken out of a list by one command
+local MOVES = 1000  -- messages that are put aside until they are due by one claim; Redis serves nobody meanwhile
+local ALONE_FROM = 3
+
+-- A full Redis refuses a script whose first write needs memory, and lets all of any other pass. This one needs none:
+-- what workers take out is what makes room. A Redis that refuses all writes refuses here.
+redis.call('HDEL', held, '')
+
+for i = 9, 8 + acks, 1000 do
+  redis.call('HDEL', held, unpack(ARGV, i, math.min(i + 999, 8 + acks)))
+end
+for i = 9 + acks, 8 + acks + returns do
+  local item = redis.call('HGET', held, ARGV[i])
+  if item then  -- else this worker lost its lease, and the message is elsewhere by now
+    redis.call('LPUSH', prefix .. string.match(ARGV[i], ':(.*)$'), item)
+    redis.call('HDEL', held, ARGV[i])
+  end
+end
+
+local items, tags, suspected, next_due = {}, {}, {}, -1
+local function answer(status)
+  return {status, items, tags, suspected, next_due, redis.call('HLEN', held)}
+end
+
+if room <= 0 or bytes <= 0 then return answer(0) end
+if redis.call('EXISTS', KEYS[1]) == 1 then return answer(-1) end
+
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+redis.call('ZADD', KEYS[2], now + lease, worker)
+
+-- A message that several workers died with is a suspect: it is claimed alone, by a worker that holds nothing else, so
+-- that the next death proves something.
+local any_suspects = redis.call('HLEN', deaths) > 0
+local empty_handed = redis.call('HLEN', held) == 0
+local function suspicion(item)
+  if not any_suspects then return 0 end
+  local tag = string.match(item, '.*"delivery_tag": "([^"]+)"')
+  return tag and tonumber(redis.call('HGET', deaths, tag) or 0) or 0
+end
+
+local waiting = {}  -- whether a list or its delayed set holds anything
+local suspect = nil
+for i = 5, #KEYS, 2 do
+  waiting[i] = redis.call('LLEN', KEYS[i]) + redis.call('ZCARD', KEYS[i + 1]) > 0
+  if any_suspects and not suspect then
+    local oldest = redis.call('LINDEX', KEYS[i], -1)
+    if oldest and suspicion(oldest) >= ALONE_FROM then suspect = i end
+  end
+end
+
+local function days(y, m, d)  -- since 1970-01-01, Gregorian
+  if m <= 2 then y = y - 1; m = m + 12 end
+  return 365 * y + math.floor(y / 4) - math.floor(y / 100) + math.floor(y / 400)
+    + math.floor((153 * (m - 3) + 2) / 5) + d - 719469
+end
+
+-- When a message is due (ms), 0 for now. The body is base64, quotes within strings are escaped, and Celery's headers
+-- come before the caller's: the first `"eta": ` is Celery's. What is not understood is left to Celery's own timer.
+local function due(item)
+  local _, stop = string.find(item, '"eta": ', 1, true)
+  if not stop then return 0 end
+  local y, mo, d, h, mi, s, fraction, zone = string.match(
+    string.sub(item, stop + 1, stop + 41), '^"(%d%d%d%d)-(%d%d)-(%d%d)[T ](%d%d):(%d%d):(%d%d)(%.?%d*)([^"]*)"')
+  if not y then return 0 end
+  y, mo, d, h, mi, s = y + 0, mo + 0, d + 0, h + 0, mi + 0, s + 0
+  if y > 9998 or mo < 1 or mo > 12 or d < 1 or days(y, mo, d) >= days(y, mo + 1, 1) or h > 23 or mi > 59 or s > 59 then
+    return 0
+  end
+  local offset = 0
+  local sign, oh, om = string.match(zone, '^([+-])(%d%d):?(%d%d)$')
+  if sign then offset = (oh * 60 + om) * (sign == '-' and -1 or 1)
+  elseif zone ~= 'Z' and zone ~= '' then return 0 end
+  return ((days(y, mo, d) * 24 + h) * 60 + mi - offset) * 60000 + s * 1000
+    + math.floor((tonumber('0' .. fraction) or 0) * 1000)
+end
+
+local suspect_waits, moved, largest = false, 0, nil
+
+local function at_once()  -- one, until it is known how large messages are
+  return largest and math.max(1, math.min(room, AT_ONCE, math.floor(bytes / largest))) or 1
+end
+
+local function take(list, name, taken)  -- into the worker's hands; what is too much goes back
+  local fields, kept = {}, #taken
+  for i, item in ipairs(taken) do
+    local died = suspicion(item)
+    local alone = died >= ALONE_FROM
+    if bytes <= 0 then kept = i - 1; break end
+    if alone and (#items > 0 or not empty_handed) then
+      room, suspect_waits, kept = 0, true, i - 1
+      break
+    end
+    local tag = claim .. '.' .. (#items + 1) .. ':' .. name
+    items[#items + 1] = item
+    tags[#tags + 1] = tag
+    suspected[#suspected + 1] = died
+    fields[#fields + 1] = tag
+    fields[#fields + 1] = item
+    room = room - 1
+    bytes = bytes - #item
+    if alone then room, kept = 0, i; break end
+  end
+  for i = #taken, kept + 1, -1 do redis.call('RPUSH', list, taken[i]) end
+  if #fields > 0 then redis.call('HSET', held, unpack(fields)) end
+end
+
+-- A suspect that is the next of its list goes first, and what other lists hold waits until somebody's hands are empty:
+-- a list that is always full would keep it waiting for ever.
+if suspect then
+  if not empty_handed then return answer(2) end
+  take(KEYS[suspect], ARGV[first_name + (suspect - 5) / 2], {redis.call('RPOP', KEYS[suspect])})
+  return answer(1)
+end
+
+for i = 5, #KEYS, 2 do
+  local list, delayed, name = KEYS[i], KEYS[i + 1], ARGV[first_name + (i - 5) / 2]
+  while waiting[i] and room > 0 and bytes > 0 do
+    local ready = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, at_once())
+    if #ready == 0 then break end
+    redis.call('ZREM', delayed, unpack(ready))
+    for _, item in ipairs(ready) do largest = math.max(largest or 0, #item) end
+    take(list, name, ready)
+  end
+  while waiting[i] and room > 0 and bytes > 0 and moved < MOVES do
+    local popped = redis.call('RPOP', list, at_once())
+    if not popped then break end
+    local taken = {}
+    for _, item in ipairs(popped) do
+      largest = math.max(largest or 0, #item)
+      local at = due(item)
+      if at > now then
+        redis.call('ZADD', delayed, at, item)
+        moved = moved + 1
+      else
+        taken[#taken + 1] = item
+      end
+    end
+    take(list, name, taken)
+  end
+  local soonest = waiting[i] and redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+  if soonest then
+    local wait = math.max(0, soonest - now)
+    if next_due < 0 or wait < next_due then next_due = wait end
+  end
+end
+
+return answer(#items > 0 and 1 or (suspect_waits and 2 or 0))

@@ -1,0 +1,41 @@
+"""How commands print: tables and sentences for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead, for programs.")
+
+
+def console() -> Console:
+    """Standard output; rich leaves colours out where it is not a terminal."""
+    to_person = sys.stdout.isatty()
+    return Console(highlight=False, width=None if to_person else 200)  # a log or a pipe has no width to fit in
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table; what comes from users is shown as it is, never read as markup."""
+    drawn = Table(title=title, title_justify="left")
+    for place, name in enumerate(columns):
+        drawn.add_column(name, overflow="fold", no_wrap=place == 0)  # the first is what people copy
+    for row in rows:
+        drawn.add_row(*("" if cell is None else str(cell).replace("[", r"\[") for cell in row))
+    return drawn
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on one line: a listing is one such line per item."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def moment(ms: int) -> str:
+    """Milliseconds since the epoch as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,72 @@
+"""``kafka-delivery release``: the way back to Celery's own transport."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from rich.progress import Progress
+
+from kafka_delivery import settings
+from kafka_delivery.names import DELAYED, HELD
+from kafka_delivery.redis_client import RedisClient
+
+from ..lease import Lease, script
+from .output import json_option, print_json
+
+AT_ONCE = 500
+
+
+@click.command()
+@json_option
+def command(as_json: bool) -> None:
+    """Give everything that only the leased transport sees back to the queues.
+
+    Before a downgrade, with all workers stopped: delayed messages go back to their lists, where Celery's own transport
+    finds them and keeps them in the worker's memory until they are due; and what killed workers held goes back when
+    their leases are over.
+    """
+    s = settings.current()
+    redis = RedisClient(s)
+    client, prefix = redis.client, redis.prefix
+    held = _release_held(client, prefix, s.lease_s)
+    released = _release_delayed(client, prefix)
+    if as_json:
+        print_json({"delayed": released, "still_held": held})
+    else:
+        click.echo(f"{released} delayed messages are back in their queues; {held} workers still hold messages")
+    if held:
+        raise SystemExit(1)
+
+
+def _release_held(client: Any, prefix: str, lease_s: float) -> int:
+    """Wait until no dead worker holds anything; how many still do, if they live."""
+    lease = Lease(lambda: client, lease_s, prefix)
+    deadline = time.monotonic() + 2.5 * lease_s
+    try:
+        with Progress(transient=True) as progress:
+            task = progress.add_task("waiting for leases to end", total=2.5 * lease_s)
+            while holders := _holders(client, prefix):
+                lease.renew()
+                if time.monotonic() > deadline:
+                    return holders
+                time.sleep(min(1.0, lease_s / 4))  # a lease ends when it ends
+                progress.update(task, completed=2.5 * lease_s - (deadline - time.monotonic()))
+    finally:
+        lease.stop()
+    return 0
+
+
+def _holders(client: Any, prefix: str) -> int:
+    return sum(1 for _ in client.scan_iter(f"{prefix}{HELD}*"))
+
+
+def _release_delayed(client: Any, prefix: str) -> int:
+    released = 0
+    start = f"{prefix}{DELAYED}"
+    for key in client.scan_iter(f"{start}*"):
+        name = key.decode()
+        while moved := client.eval(script("release"), 2, name, prefix + name[len(start) :], AT_ONCE):
+            released += moved
+    return released

@@ -1,0 +1,123 @@
+"""``kafka-delivery status``: what waits, what is in flight, who works, and what became of records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+import click
+from kombu.transport.redis import Channel
+
+from kafka_delivery import app, settings
+from kafka_delivery.names import DEAD_LETTER_QUEUE, DELAYED, HELD, LEASES, QUEUE
+from kafka_delivery.redis_client import RedisClient
+
+from .. import counts
+from ..parking import ParkingStore
+from .output import console, json_option, print_json, table
+
+QUEUES = (QUEUE, DEAD_LETTER_QUEUE)
+
+REDIS_TIMEOUT_S = 2.0
+"""For each answer of Redis. Kombu connects a second time, 2 s later: a hung Redis is given up after 6 s."""
+
+WORKERS_TIMEOUT_S = 1.0
+"""For the workers' answers. Nobody knows how many will come, so it is always waited for."""
+
+MOST_PARKED = 10_000
+"""Of so many parked items, the oldest, the kinds are counted: each is read for that, with its payload."""
+
+
+@click.command()
+@json_option
+def command(as_json: bool) -> None:
+    """Show what waits, what is in flight, which workers answer, and what became of records so far.
+
+    Delayed is what waits for its time. In flight is what workers hold: it is being sent, or waits there for its time.
+    """
+    found = status(RedisClient(settings.current(), REDIS_TIMEOUT_S))
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def status(redis: RedisClient) -> dict[str, Any]:
+    """The state of the service.
+
+    Returns:
+        ``queues``: messages that wait, by queue; ``priorities``: those of them with a Celery priority other than 0, by
+        queue and priority; ``delayed``: messages that wait for their time, by queue; ``in_flight``: messages that
+        workers hold, of all Celery apps that use this database; ``parked``: ``total`` and ``kinds``, by kind, of the
+        oldest MOST_PARKED; ``workers``: names of those that answered and serve one of our queues; ``topics``: counts
+        by topic and outcome, topic "" for what has none.
+
+    Raises:
+        redis.exceptions.RedisError: Redis cannot be reached or refuses.
+    """
+    waiting, delayed, in_flight = _messages(redis)
+    store = ParkingStore(redis.client, redis.prefix)
+    topics = counts.read(redis.client, redis.prefix)
+    return {
+        "queues": {name: sum(by_priority.values()) for name, by_priority in waiting.items()},
+        "priorities": {
+            name: {str(step): count for step, count in by_priority.items() if step and count}
+            for name, by_priority in waiting.items()
+        },
+        "delayed": delayed,
+        "in_flight": in_flight,
+        "parked": {
+            "total": store.count(),
+            "kinds": dict(Counter(item.kind for item in islice(store.list(), MOST_PARKED))),
+        },
+        "workers": _workers(),
+        "topics": {
+            topic: {outcome: topics[topic].get(outcome, 0) for outcome in counts.OUTCOMES} for topic in sorted(topics)
+        },
+    }
+
+
+def _messages(redis: RedisClient) -> tuple[dict[str, dict[int, int]], dict[str, int], int]:
+    """Messages that wait, by queue and priority; that wait for their time, by queue; that workers hold."""
+    prefix = redis.prefix
+    lists = [(queue, step, f"{queue}{Channel.sep}{step}" if step else queue)
+             for queue in QUEUES for step in Channel.priority_steps]  # fmt: skip
+    owners = [owner.decode() for owner in redis.client.zrange(prefix + LEASES, 0, -1)]
+    with redis.client.pipeline(transaction=True) as pipe:  # at one moment: what moves meanwhile is counted once
+        for _, _, name in lists:
+            pipe.llen(prefix + name)
+            pipe.zcard(prefix + DELAYED + name)
+        for key in (Channel.unacked_key, *(HELD + owner for owner in owners)):
+            pipe.hlen(prefix + key)
+        lengths = iter(pipe.execute())
+    waiting: dict[str, dict[int, int]] = {queue: {} for queue in QUEUES}
+    delayed = dict.fromkeys(QUEUES, 0)
+    for queue, step, _ in lists:
+        waiting[queue][step] = next(lengths)
+        delayed[queue] += next(lengths)
+    return waiting, delayed, sum(lengths)
+
+
+def _workers() -> list[str]:
+    """Names of the workers that serve our queues."""
+    # Not `ping`: the workers of every Celery app in this database answer it.
+    served = app.control.inspect(timeout=WORKERS_TIMEOUT_S).active_queues() or {}
+    return sorted(worker for worker, queues in served.items() if any(queue["name"] in QUEUES for queue in queues or ()))
+
+
+def _show(found: dict[str, Any]) -> None:
+    out = console()
+    rows: list[tuple[str, Any]] = []
+    for queue, waiting in found["queues"].items():
+        rows.append((f"waiting in {queue}", waiting))
+        rows += [(f"- of priority {step}", count) for step, count in found["priorities"][queue].items()]
+        if found["delayed"][queue]:
+            rows.append((f"delayed in {queue}", found["delayed"][queue]))
+    rows.append(("in flight", found["in_flight"]))
+    rows.append(("parked", found["parked"]["total"]))
+    rows += [(f"- {kind}", count) for kind, count in found["parked"]["kinds"].items()]
+    rows.append(("workers", ", ".join(found["workers"]) or "none answered"))
+    out.print(table("Now", ("what", "how many"), rows))
+    by_topic = [(topic or "(none)", *outcomes.values()) for topic, outcomes in found["topics"].items()]
+    out.print(table("Since the beginning", ("topic", *counts.OUTCOMES), by_topic))

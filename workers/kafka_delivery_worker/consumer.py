@@ -1,0 +1,92 @@
+"""Celery's consumer, but a message that cannot become a task is parked instead of acknowledged and forgotten.
+
+Celery's own handlers also log the message's body, which here is somebody's payload.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery import signals
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
+
+from . import engine
+from .engine import REQUEUE_PAUSE_S
+from .lease import REDIS_FAULTS
+from .parking import Parked
+
+log = logging.getLogger("kafka_delivery.consumer")
+
+
+class Consumer(CeleryConsumer):
+    """Named by the setting ``worker_consumer``."""
+
+    def __init__(self, *args: Any, pool: Any = None, initial_prefetch_count: int = 2, **kwargs: Any) -> None:
+        # Celery counts concurrency x multiplier, which is for threads; a pool may hold far more in flight.
+        count = max(initial_prefetch_count, getattr(pool, "max_in_flight", 0))
+        super().__init__(*args, pool=pool, initial_prefetch_count=count, **kwargs)
+
+    def create_task_handler(self) -> Callable[[Any], None]:
+        """As Celery's; what is too broken even for its error handlers would end the worker, again and again."""
+        handle = super().create_task_handler()
+        lanes = getattr(self.pool, "lanes", {})
+
+        def on_task_received(message: Any) -> None:
+            try:
+                lane = lanes.get(message.headers.get("task"))
+                if lane is None or not lane.take(message):
+                    handle(message)
+            except REDIS_FAULTS:  # not Celery's connection errors: for kombu, a KeyError is one
+                raise
+            except Exception as exc:
+                self.on_decode_error(message, exc)
+
+        return on_task_received
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """The body is not what its content type says."""
+        self._quarantine(message, "undecodable", f"its body cannot be decoded: {type(exc).__name__}", exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """It is not a task message at all."""
+        self._quarantine(message, "undecodable", "it names no task: not a Celery message", None)
+        signals.task_rejected.send(sender=self, message=message, exc=None)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """This worker does not know the task: a newer caller's, or a stranger's."""
+        headers = message.headers or {}
+        name = str(headers.get("task"))[:200]
+        self._quarantine(message, "unknown-task", f"this worker does not know the task {name!r}", exc)
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=headers.get("id"))
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """The arguments are malformed, or the content type is not accepted."""
+        self._quarantine(message, "undecodable", f"it is not a valid task message: {type(exc).__name__}", exc)
+        signals.task_rejected.send(sender=self, message=message, exc=exc)
+
+    def _quarantine(self, message: Any, kind: str, why: str, exc: Exception | None) -> None:
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        item = Parked(
+            id=_printable(headers.get("id") or message.properties.get("correlation_id") or uuid7()),
+            kind=kind,
+            error_class=type(exc).__name__ if exc else "UnknownMessage",
+            error_message=why,
+            content="message",
+            data={"queue": message.delivery_info.get("routing_key"), "envelope": message.serializable()},
+        )
+        try:
+            engine.current().park_message(item)
+        except Exception as error:  # not parked: then it must stay in the queue
+            log.error("message.not_parked id=%s error=%s", item.id, type(error).__name__)
+            # Not at once: the queue would hand it out again as often as it can.
+            self.timer.call_after(REQUEUE_PAUSE_S, message.reject_log_error, (log, REDIS_FAULTS, True))
+            return
+        message.ack_log_error(log, self.connection_errors)
+
+
+def _printable(message_id: Any) -> str:
+    return str(message_id)[:MAX_MESSAGE_ID].encode("ascii", "backslashreplace").decode()

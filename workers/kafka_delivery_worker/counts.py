@@ -1,0 +1,74 @@
+"""What became of records, counted by outcome and topic; gathered in the process, written to Redis once a second."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from typing import Any
+
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from kafka_delivery.names import COUNTS
+from kafka_delivery.redis_client import RedisClient
+
+log = logging.getLogger("kafka_delivery.counts")
+
+OUTCOMES = ("delivered", "retried", "deferred", "dead-lettered", "parked")
+
+
+class Counts:
+    """Counters of one process. Adding is cheap and safe from any thread; a killed process loses the last interval."""
+
+    def __init__(self, redis: RedisClient, interval_s: float) -> None:
+        self._redis = redis
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._waiting: Counter[str] = Counter()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, outcome: str, topic: str, count: int = 1) -> None:
+        """Count `count` records of `topic` that ended as `outcome`, one of OUTCOMES."""
+        with self._lock:
+            self._waiting[f"{outcome}:{topic}"] += count
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="kafka-delivery-counts", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is left."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(self._interval_s + 1)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            counted, self._waiting = self._waiting, Counter()
+        if not counted:
+            return
+        try:
+            with self._redis.client.pipeline(transaction=True) as pipe:
+                for field, count in counted.items():
+                    pipe.hincrby(self._redis.prefix + COUNTS, field, count)
+                pipe.execute()
+        except (RedisError, KombuError, OSError) as error:
+            # A timeout may have counted after all; counters may then be high, never a reason to stop a worker.
+            with self._lock:
+                self._waiting.update(counted)
+            log.warning("counts.not_written error=%s waiting=%d", type(error).__name__, len(counted))
+
+
+def read(redis: Any, prefix: str = "") -> dict[str, dict[str, int]]:
+    """Counts as ``{topic: {outcome: count}}``."""
+    counts: dict[str, dict[str, int]] = {}
+    for field, count in redis.hgetall(prefix + COUNTS).items():
+        outcome, _, topic = field.decode().partition(":")
+        counts.setdefault(topic, {})[outcome] = int(count)
+    return counts

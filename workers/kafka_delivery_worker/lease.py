@@ -1,0 +1,278 @@
+"""What a worker process holds of the queues, and its lease on it.
+
+A message that a worker claims moves, in the same step, from its list into a hash of that worker, where it stays until
+it is settled. The worker renews one lease for all of them. When it dies, its lease ends, and another worker returns
+what the hash holds to the front of the lists. Scripts do each step as a whole; Redis's clock is the only one.
+
+The lease is the process's, not the connection's: a connection that breaks and comes back loses nothing and repeats
+nothing. It is renewed by a thread of its own, so that a busy event loop does not lose it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.resources
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from kombu.exceptions import KombuError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+
+from kafka_delivery import names
+
+from .parking import Parked, ParkingStore
+
+log = logging.getLogger("kafka_delivery.lease")
+
+REDIS_FAULTS = (RedisError, KombuError, OSError)
+
+UNBOUNDED = 2**40
+
+MAX_DEATHS = 5
+"""Workers that may die with a message before it is parked. From the third on it is claimed alone."""
+
+
+@functools.cache
+def script(name: str) -> str:
+    """The source of a Lua script that lies beside this module."""
+    return importlib.resources.files(__package__).joinpath(f"{name}.lua").read_text()
+
+
+class Lease:
+    """The messages that this process holds.
+
+    `claimed`, `settled`, `returned` and `forget` are called from the event loop's thread; the renewing thread touches
+    nothing of what they change.
+
+    Args:
+        connect: gives a `redis.Redis` whose keys are not prefixed; called when one is first needed.
+        seconds: how long a lease lasts without renewal.
+        prefix: of every key, kombu's ``global_keyprefix``.
+        max_bytes: of messages that may be held at a time.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Any], seconds: float, prefix: str = "", max_bytes: int = UNBOUNDED
+    ) -> None:
+        self.owner = uuid.uuid4().hex
+        self.milliseconds = int(seconds * 1000)
+        self.prefix = prefix
+        self.leases, self.clock, self.deaths, self.poison, self.gate = (
+            prefix + name for name in (names.LEASES, names.LEASE_CLOCK, names.DEATHS, names.POISON, names.GATE)
+        )
+        self.held_key = prefix + names.HELD + self.owner
+        self.held: dict[str, int] = {}
+        """Delivery tag -> size of what this process works on or is about to."""
+        self.acks: list[str] = []
+        self.returns: list[str] = []
+        self.pool_keeps_reserved = False
+        """Whether the pool works on all that it was given also after a connection broke; it sets this."""
+        self._bytes = 0
+        self._max_bytes = max_bytes
+        self._claims = 0
+        self._connect = connect
+        self._redis: Any = None
+        self._stop = threading.Event()
+        self._stopped = False
+        self._renewer: threading.Thread | None = None
+
+    @property
+    def redis(self) -> Any:
+        """The client for everything but claims.
+
+        Raises:
+            redis.exceptions.ConnectionError: Redis cannot be reached.
+        """
+        if self._redis is None:
+            try:
+                self._redis = self._connect()
+            except KombuError as error:  # Celery's consumer reconnects on Redis's own errors, and dies of kombu's
+                raise RedisConnectionError(str(error)) from error
+        return self._redis
+
+    # -- claims; the channel sends them on its own connection
+    def claim_arguments(self, room: int, lists: list[str], acks: list[str], returns: list[str]) -> list[Any]:
+        """Keys and arguments of claim.lua, for a number of the claim's own.
+
+        Args:
+            room: how many messages may come, at most.
+            lists: the lists to claim from, in this order, without the prefix.
+            acks, returns: what to settle in the same step.
+        """
+        self._claims += 1
+        keys = [self.gate, self.leases, self.held_key, self.deaths]
+        for name in lists:
+            keys += [self.prefix + name, self.prefix + names.DELAYED + name]
+        settled = [len(acks), len(returns), *acks, *returns]
+        arguments = [self.owner, self.milliseconds, room, self.room_for_bytes(), self._claims, self.prefix]
+        return [len(keys), *keys, *arguments, *settled, *lists]
+
+    def room_for_bytes(self) -> int:
+        """Bytes that may be claimed now."""
+        return max(0, self._max_bytes - self._bytes)
+
+    def claimed(self, tags: list[str], items: list[bytes]) -> None:
+        """These are this process's to work on."""
+        for tag, item in zip(tags, items, strict=True):
+            self.held[tag] = len(item)
+            self._bytes += len(item)
+
+    def forget(self, tag: str) -> None:
+        """Nobody here works on the message any more; `reconcile` or `stop` returns it to the front of its list."""
+        self._bytes -= self.held.pop(tag, 0)
+
+    def settled(self, tag: str) -> None:
+        """The message is elsewhere, or done with."""
+        self.forget(tag)
+        self.acks.append(tag)
+
+    def returned(self, tag: str) -> None:
+        """The message goes to the end of its list."""
+        self.forget(tag)
+        self.returns.append(tag)
+
+    def knows(self, holding: int) -> bool:
+        """Whether so many messages held in Redis can all be known here."""
+        return holding <= len(self.held) + len(self.acks) + len(self.returns)
+
+    def take_settled(self) -> tuple[list[str], list[str]]:
+        """What to send with the next claim; give it back with `untake_settled` if that failed."""
+        taken = self.acks, self.returns
+        self.acks, self.returns = [], []
+        return taken
+
+    def untake_settled(self, acks: list[str], returns: list[str]) -> None:
+        """Settling twice changes nothing, so what may have been sent is sent again."""
+        self.acks, self.returns = acks + self.acks, returns + self.returns
+
+    def flush(self) -> None:
+        """Settle now.
+
+        Raises:
+            redis.exceptions.RedisError: it is not settled; nothing is forgotten.
+        """
+        acks, returns = self.take_settled()
+        try:
+            self.redis.eval(script("claim"), *self.claim_arguments(0, [], acks, returns))
+        except BaseException:
+            self.untake_settled(acks, returns)
+            raise
+
+    def reconcile(self) -> None:
+        """Return to the front of the lists, in order, what is held in Redis and nobody here works on.
+
+        An answer that never came had claimed it, or a connection broke before it was begun.
+
+        Raises:
+            redis.exceptions.RedisError: try again.
+        """
+        self.flush()
+        unknown = [tag for tag in (t.decode() for t in self.redis.hkeys(self.held_key)) if tag not in self.held]
+        if unknown:
+            returned, _ = self._reap(self.owner, *unknown, died=False)
+            log.warning("lease.reconciled returned=%d", returned)
+
+    # -- the lease
+    def start(self) -> None:
+        """Renew from now on, in a thread; safe to repeat."""
+        if self._renewer is None:
+            self._renewer = threading.Thread(target=self._run, name="kafka-delivery-lease", daemon=True)
+            self._renewer.start()
+            atexit.register(self._at_exit, os.getpid())
+
+    def stop(self) -> None:
+        """End the lease; what is still held goes back to the front of its lists, in order. Safe to repeat.
+
+        Raises:
+            redis.exceptions.RedisError: then it goes back when the lease runs out.
+        """
+        if self._stopped:
+            return
+        self._stop.set()
+        if self._renewer is not None:
+            self._renewer.join(5)
+        self.flush()
+        self._reap(self.owner, died=False)
+        self._stopped = True
+
+    def _at_exit(self, pid: int) -> None:
+        # A cold shutdown ends the process without Celery's signal; what it held must not wait for the lease to run
+        # out, and must not count as a death.
+        if pid != os.getpid():
+            return
+        try:
+            self.stop()
+        except REDIS_FAULTS as error:
+            log.warning("lease.not_returned error=%s", type(error).__name__)
+
+    def _run(self) -> None:
+        every = self.milliseconds / 3000
+        fault = ""
+        while True:
+            try:
+                self.renew()
+                self._park_poison()
+                fault = ""
+            except Exception as error:  # whatever it is: without this thread others would take what is worked on here
+                if type(error).__name__ != fault:  # said once for each outage, not every ten seconds
+                    fault = type(error).__name__
+                    log.warning("lease.not_renewed error=%s", fault)
+            if self._stop.wait(min(every, 1.0) if fault else every):
+                return
+
+    def renew(self) -> int:
+        """Renew the lease, and return to the queues what workers held whose lease is over; how many workers those were.
+
+        Raises:
+            redis.exceptions.RedisError: it is not renewed.
+        """
+        over = self.redis.eval(script("renew"), 2, self.leases, self.clock, self.owner, self.milliseconds)
+        for owner in over:
+            try:
+                returned, poisonous = self._reap(owner.decode(), died=True)
+            except ResponseError as error:  # of one, say a list that is none; it must not keep the others'
+                log.error("lease.not_reaped worker=%s error=%s", owner.decode(), error)
+                continue
+            if returned >= 0:
+                log.warning("lease.reaped worker=%s returned=%d poisonous=%d", owner.decode(), returned, poisonous)
+        return len(over)
+
+    def _reap(self, owner: str, *tags: str, died: bool) -> tuple[int, int]:
+        keys = [self.leases, self.prefix + names.HELD + owner, self.deaths, self.poison]
+        returned, poisonous = self.redis.eval(
+            script("reap"), len(keys), *keys, owner, self.prefix, MAX_DEATHS, "1" if died else "0", *tags
+        )
+        return returned, poisonous
+
+    def _park_poison(self) -> None:
+        """Move what killed too many workers to the parking store. Interrupted, it is done again and changes nothing."""
+        while (entry := self.redis.lindex(self.poison, 0)) is not None:
+            queue, _, envelope = entry.decode(errors="surrogateescape").partition("\n")
+            kept = ParkingStore(self.redis, self.prefix).park(poisoned(queue, envelope))
+            self.redis.lrem(self.poison, 1, entry)
+            log.error("message.parked kind=poison parked_id=%s", kept)
+
+
+def poisoned(queue: str, envelope: str) -> Parked:
+    """The parked form of a message that took workers down."""
+    return Parked(
+        id=_id_of(envelope),
+        kind="poison",
+        error_class="WorkerLost",
+        error_message=f"{MAX_DEATHS} workers died while they held it",
+        content="message",
+        data={"queue": queue, "raw": envelope},
+    )
+
+
+def _id_of(envelope: str) -> str:
+    """The task id in a raw envelope, found without decoding it: what it holds may be what kills."""
+    _, _, rest = envelope.partition('"correlation_id": "')
+    found, quote, _ = rest.partition('"')
+    return found if quote and found else f"poison-{uuid.uuid4().hex}"

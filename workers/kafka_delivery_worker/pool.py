@@ -1,0 +1,174 @@
+"""A pool that keeps sends in flight instead of in threads; everything else runs in threads.
+
+A send needs no processor while it waits for its delivery report, so it needs no thread either. The worker's event loop
+hands it to librdkafka and goes on. The same thread collects the reports, which is what makes this fast: a report that
+arrived in another thread would wait for the interpreter's lock, five milliseconds at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.thread import TaskPool as ThreadPool
+from celery.exceptions import Reject
+from celery.worker import state
+
+from kafka_delivery import settings
+
+from . import engine
+from .producer import Outgoing, Report
+from .transport import process_lease
+
+log = logging.getLogger("kafka_delivery.pool")
+
+POLL_S = 0.003
+"""How often reports are collected while records are in flight: half of what a send takes on an idle system."""
+
+QUIET_POLL_S = 1.0
+"""How often librdkafka may call back while nothing is in flight; it has only errors to tell."""
+
+
+class TaskPool(ThreadPool):
+    """Named by the setting ``worker_pool``."""
+
+    task_join_will_block = False
+    signal_safe = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        s = settings.current()
+        self.max_in_flight = s.max_in_flight
+        self.bytes_in_flight = 0
+        self.in_flight = 0
+        self.lanes: dict[str, Any] = {}
+        self.stopping = False
+        self._producer = engine.current().producer
+        self._hub: Any = None
+        self._polling = False
+        self._next_poll: Any = None
+        self._producer.poll_by_caller(self._wake)
+        # After a reconnect Celery would leave room for `concurrency` messages less those in flight: for one, and here
+        # nothing raises it again. The lease counts what is in flight over all connections.
+        self.app.conf.worker_enable_prefetch_count_reduction = False
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        self._hub = loop
+        self._polling = False
+        if settings.current().leases:
+            process_lease().pool_keeps_reserved = True
+        loop.call_repeatedly(QUIET_POLL_S, self._poll)
+        self._poll_soon()  # what a broken connection to Redis left in flight
+
+    def on_apply(self, target: Any, *args: Any, accept_callback: Any = None, **options: Any) -> Any:
+        """As Celery's, but whatever the target does, or its callbacks, its message is settled."""
+        result = super().on_apply(partial(_settling, target), *args, accept_callback=accept_callback, **options)
+        request = getattr(accept_callback, "__self__", None)
+        if request is not None:
+            result.f.add_done_callback(partial(self._ended, request))
+        return result
+
+    def _ended(self, request: Any, future: Any) -> None:
+        if future.cancelled() or future.exception() is None:
+            return
+        log.error("task.not_settled message_id=%s error=%s", request.id, type(future.exception()).__name__)
+        self._hub.call_soon(self._give_back, request)
+
+    def _give_back(self, request: Any) -> None:
+        state.task_ready(request)
+        request.reject(requeue=True)  # unless it is settled
+
+    def launch(self, outgoing: Outgoing, size: int, on_report: Callable[[Report], None]) -> None:
+        """Hand a record to librdkafka; `on_report` is called by the event loop.
+
+        Args:
+            outgoing: the record.
+            size: what it counts against the bound on bytes.
+            on_report: called once.
+        """
+        self.in_flight += 1
+        self.bytes_in_flight += size
+
+        def report(outcome: Report) -> None:
+            self.in_flight -= 1
+            self.bytes_in_flight -= size
+            try:
+                on_report(outcome)
+            except Exception:  # it would end the polling, and librdkafka would be taken for broken
+                log.exception("pool.report_failed")
+
+        try:
+            self._producer.produce(outgoing, report)
+        except BaseException:
+            self.in_flight -= 1
+            self.bytes_in_flight -= size
+            raise
+
+    def _wake(self) -> None:
+        # Of any thread: a dead letter's, or a send's whose caller wants the result.
+        if not self._polling and self._hub is not None:
+            self._polling = True
+            self._hub.call_soon(self._poll_soon)
+
+    def _poll_soon(self) -> None:
+        self._polling = False  # before looking: a record that comes now must wake
+        if self._producer.in_flight:
+            self._polling = True
+            if self._next_poll is None:
+                self._next_poll = self._hub.call_later(POLL_S, self._poll_on)
+
+    def _poll_on(self) -> None:
+        self._next_poll = None
+        try:
+            self._producer.serve(0)
+        finally:
+            self._poll_soon()
+
+    def _poll(self) -> None:
+        self._producer.serve(0)
+
+    def on_stop(self) -> None:
+        """Wait for the reports of what is in flight; the event loop does no longer. The engine ends the waiting."""
+        self.stopping = True
+        if state.should_terminate:  # a cold shutdown: Celery tells the engine only after this
+            engine.hurrying.send()
+            engine.stopping.send()
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        deadline = monotonic() + settings.current().shutdown_timeout_s + settings.current().report_timeout_s
+        while (self._producer.in_flight or self._busy()) and monotonic() < deadline:
+            self._producer.serve(0.05)
+            if not self._producer.in_flight:
+                time.sleep(0.01)  # a thread is not done, and may still hand over a record
+        super().on_stop()
+
+    def _busy(self) -> bool:
+        return any(thread.is_alive() for thread in self.executor._threads)
+
+    def _get_info(self) -> dict[str, Any]:
+        return {
+            **super()._get_info(),
+            "in-flight": self.in_flight,
+            "in-flight-bytes": self.bytes_in_flight,
+            "max-in-flight": self.max_in_flight,
+        }
+
+
+def _settling(trace: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run Celery's tracer; what it raises itself becomes the task's failure.
+
+    A thread pool swallows such an error, and the message would be held, unsettled, as long as the worker lives. The
+    tracer raises when Redis refuses a result twice in a row. The task itself is over by then, its record delivered or
+    handed over. Only want of memory says nothing about that: then the message goes back to its queue.
+    """
+    try:
+        return trace(*args, **kwargs)
+    except MemoryError as error:
+        return 1, ExceptionInfo((Reject, Reject(error, requeue=True), error.__traceback__)), 0.0
+    except Exception as error:
+        log.error("task.result_not_stored error=%s", type(error).__name__)
+        return 1, ExceptionInfo(), 0.0

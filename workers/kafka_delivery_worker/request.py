@@ -1,0 +1,65 @@
+"""Celery's request for our tasks: revoked and expired records are parked, and nobody is shown a payload."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+from celery.exceptions import InvalidTaskError, TaskRevokedError
+from celery.worker.request import Request as CeleryRequest
+
+from kafka_delivery.names import REVIVED
+
+from . import engine
+
+log = logging.getLogger("kafka_delivery.request")
+
+
+class Request(CeleryRequest):
+    """Named by `DeliveryTask.Request`; lives in the worker's main process."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.args, list | tuple) or not isinstance(self.kwargs, dict):
+            # Celery finds out only when it calls the task, outside of its body, and acknowledges.
+            raise InvalidTaskError("arguments must be a list and a mapping")
+        if not _encoded(self.args, self.kwargs):  # called by name: its representation is the caller's, payload and all
+            self._argsrepr, self._kwargsrepr = "(...)", "{...}"
+            self._request_dict |= {"argsrepr": self._argsrepr, "kwargsrepr": self._kwargsrepr}
+
+    def revoked(self) -> bool:
+        """As Celery's, which remembers a revoked id for hours; what an operator sends again is meant."""
+        if self._request_dict.get(REVIVED):
+            return False
+        return bool(super().revoked())
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Park before Celery acknowledges. The one place through which expiry, revoke and terminate all pass."""
+        why = "its `expires` has passed" if expired else "it was revoked by remote control"
+        if terminated:
+            why += " while it was being sent; it may have been delivered"
+        call = SimpleNamespace(
+            id=self.id,
+            task=self.task.name,
+            args=self.args,
+            kwargs=self.kwargs,
+            retries=self.request_dict.get("retries"),
+        )
+        try:
+            engine.current().park_call(call, TaskRevokedError(why), "expired" if expired else "revoked", why)
+        except Exception as error:  # not parked: then it must stay in the queue, revoked as it is
+            log.error("record.not_parked message_id=%s error=%s", self.id, type(error).__name__)
+            self._already_revoked = True
+            self.reject(requeue=True)
+            return
+        super()._announce_revoked(reason, terminated, signum, expired)
+
+    def info(self, safe: bool = False) -> Any:
+        """What ``inspect active`` and its like show: always the representation, never the arguments."""
+        return super().info(safe=True)
+
+
+def _encoded(args: Any, kwargs: Any) -> bool:
+    """Whether a call was made by `DeliveryTask.encode`, whose representation shows no payload."""
+    return not kwargs and bool(args) and isinstance(args[0], list) and isinstance((args[0] or [0])[0], int | list)

@@ -1,0 +1,420 @@
+"""Celery's Redis transport, but what a worker takes is leased to it in the same step.
+
+Publishers need nothing of this: messages lie in the same lists in the same form, and Celery's own transport can read
+them. What is changed is how a consuming channel gets its messages, through the three methods that kombu calls around
+its BRPOP (`_brpop_start`, `_brpop_read`, and `QoS`), and each change is pinned by a test.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import logging
+import sys
+from collections.abc import Collection
+from contextlib import suppress
+from queue import Empty
+from time import monotonic
+from typing import Any
+
+import redis as redis_py
+from celery.worker import state
+from kombu.compression import decompress
+from kombu.transport import redis, virtual
+
+from kafka_delivery import settings
+from kafka_delivery.redis_client import RedisClient
+
+from .lease import REDIS_FAULTS, Lease, script
+from .parking import Parked, ParkingStore
+
+log = logging.getLogger("kafka_delivery.transport")
+
+CLAIM = 500
+"""Messages that one claim may bring: enough that its round trip costs nothing, few enough to decode in 10 ms."""
+
+IDLE_S = 0.2
+"""How long an idle worker waits in Redis for the first list to fill. The other lists and what becomes due are looked
+at this often: five times a second and worker, ten calls."""
+
+NOTHING, CLAIMED, SUSPECT, SHUT = 0, 1, 2, -1
+"""What claim.lua answers."""
+
+SHUT_S = 0.5
+"""How often a worker looks whether the gate is open again."""
+
+PUBLISHERS_TAG = "publishers-tag"
+"""Where a claimed message keeps the delivery tag that its publisher gave it."""
+
+try:
+    from orjson import loads
+except ImportError:
+    from json import loads
+
+
+@functools.cache
+def process_lease() -> Lease:
+    """The lease of this worker process."""
+    s = settings.current()
+    redis = RedisClient(s)
+    return Lease(lambda: redis.client, s.lease_s, redis.prefix, s.max_in_flight_bytes)
+
+
+class Message(virtual.Message):
+    """A message whose body is decoded when somebody looks at it."""
+
+    body: Any
+
+    def __init__(self, payload: dict[str, Any], channel: Any = None, **_: Any) -> None:
+        properties = payload["properties"]
+        self._raw = payload
+        self.errors: list[Any] = []
+        self.channel = channel
+        self.delivery_tag = properties["delivery_tag"]
+        self.content_type = payload.get("content-type")
+        self.content_encoding = payload.get("content-encoding")
+        self.delivery_info = properties["delivery_info"]
+        self.headers = payload["headers"]
+        self.properties = properties
+        self._decoded_cache = None
+        self._state = "RECEIVED"
+        self.accept = None
+        if self.headers.get("compression"):
+            try:
+                self.body = decompress(self.body, self.headers["compression"])
+            except Exception:  # kombu hands it to `on_decode_error`
+                self.errors.append(sys.exc_info())
+
+    def __getattr__(self, name: str) -> Any:  # reached only while the slot `body` is empty
+        if name != "body":
+            raise AttributeError(name)
+        body = self._raw.get("body") or b""
+        if self.properties.get("body_encoding") == "base64":
+            body = base64.b64decode(body)
+        elif isinstance(body, str):
+            body = body.encode()
+        self.body = body
+        return body
+
+    def serializable(self) -> dict[str, Any]:
+        """The envelope as it lay in the queue, with the delivery tag that its publisher gave it."""
+        raw = {**self._raw, "properties": dict(self.properties)}
+        raw["properties"]["delivery_tag"] = raw.pop(PUBLISHERS_TAG, None)
+        return raw
+
+
+class QoS(redis.QoS):
+    """What this channel has handed to the worker; in Redis it lies in the process's lease."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """The claim has recorded it already."""
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Settled with the next claim."""
+        self.channel.lease.settled(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """To the end of its list with the next claim; what Celery would drop, say for an impossible ETA, is parked."""
+        message = self._delivered.get(delivery_tag)
+        if not requeue and message is not None and self.channel.park_rejected(message):
+            self.channel.lease.settled(delivery_tag)
+        else:
+            self.channel.lease.returned(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """The channel ends, the process need not: what is being worked on stays leased, the rest goes back, in order.
+
+        The next channel returns it, or the end of the lease.
+        """
+        self._flush()
+        lease = self.channel.lease
+        at_work = {request._message.delivery_tag for request in _members(state.active_requests)}
+        if lease.pool_keeps_reserved:
+            at_work |= {request._message.delivery_tag for request in _members(state.reserved_requests)}
+        for tag in list(self._delivered):
+            if tag not in at_work:
+                lease.forget(tag)
+        self._delivered.clear()
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """As kombu's, for what Celery's own workers left behind; a full Redis lets nobody lock."""
+        with suppress(redis_py.exceptions.OutOfMemoryError):
+            super().restore_visible(*args, **kwargs)
+
+
+class Channel(redis.Channel):
+    """A channel that claims instead of popping."""
+
+    QoS = QoS
+    Message = Message
+
+    _asked = ""
+    """What was asked and not answered yet."""
+    _sent: tuple[list[str], list[str]] = ([], [])
+    _quiet_until = 0.0
+    _empty = False
+    _next_due = -1
+    _reconciled = False
+    _script_id: str | None = None
+    _cached_client: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unacknowledged: set[str] = set()
+
+    @property
+    def lease(self) -> Lease:
+        """The lease of this process; every channel shares it."""
+        return process_lease()
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        # Kombu makes a client for each operation; it is thread-safe and may be kept as long as its pool.
+        if asynchronous:
+            return super()._create_client(True)
+        if self._cached_client is None or self._cached_client.connection_pool is not self.pool:
+            self._cached_client = super()._create_client()
+        return self._cached_client
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """As kombu's; remembers the queues whose messages nobody will acknowledge (replies to remote control)."""
+        if no_ack:
+            self._unacknowledged.add(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def _queue_bind(self, *args: Any, **kwargs: Any) -> None:
+        # A full Redis refuses to note the binding; for the queues that we consume it says what is known anyway.
+        with suppress(redis_py.exceptions.OutOfMemoryError):
+            super()._queue_bind(*args, **kwargs)
+
+    # -- claims
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Called on every turn of the event loop while nothing is asked; asks, if there is room."""
+        if self._asked:  # kombu gave the connection up and made another, without a word
+            self._answer_lost()
+        to_settle = bool(self.lease.acks or self.lease.returns)
+        if not to_settle and monotonic() < self._quiet_until:
+            return
+        if not self._reconciled:
+            self.lease.reconcile()
+            self.lease.start()
+            self._reconciled = True
+        if self._empty and not to_settle:
+            self._wait()
+        else:
+            self._claim(ahead=False)
+
+    def _answer_lost(self) -> None:
+        """It may have been done or not; both are fine to ask again. What it brought, if anything, is reconciled."""
+        self._not_done()
+        self._reconciled = False
+
+    def _not_done(self) -> None:
+        self.lease.untake_settled(*self._sent)
+        self._sent = ([], [])
+        self._asked = ""
+
+    def _room(self) -> int:
+        if self.lease.room_for_bytes() <= 0:
+            return 0
+        limit = self.qos.prefetch_count
+        if not limit:
+            return CLAIM
+        # Not what kombu counts: after a reconnect, what an earlier channel brought is still in flight.
+        return int(min(CLAIM, limit - len(self.lease.held)))
+
+    def _claim(self, *, ahead: bool) -> None:
+        lists = self._lists()
+        room = self._room()
+        if not lists or (room <= 0 and not self.lease.acks and not self.lease.returns):
+            return
+        if ahead and room < CLAIM // 4:
+            return  # not worth its round trip; what is being worked on makes room
+        if self._script_id is None:
+            self._script_id = self.lease.redis.script_load(script("claim"))
+        self._sent = self.lease.take_settled()
+        self._ask("claim", "EVALSHA", self._script_id, *self.lease.claim_arguments(max(room, 0), lists, *self._sent))
+
+    def _wait(self) -> None:
+        """Wait in Redis until the first list has something, taking nothing out: its last message moves to its end."""
+        first = self.lease.prefix + self.active_queues[0]
+        seconds = IDLE_S if self._next_due < 0 else min(IDLE_S, self._next_due / 1000 + 0.001)
+        self._empty = False
+        self._ask("wait", "BLMOVE", first, first, "RIGHT", "RIGHT", seconds)
+
+    def _ask(self, what: str, *command: Any) -> None:
+        connection = self.client.connection
+        self._in_poll, self._brpop_sent_at, self._asked = connection, monotonic(), what
+        connection.send_command(*command)
+
+    def _lists(self) -> list[str]:
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        return [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """Called when the answer is there."""
+        try:
+            reply = self.client.parse_response(self.client.connection, "EVALSHA", **options)
+        except redis_py.exceptions.NoScriptError:  # Redis was restarted, or its scripts were flushed
+            self._script_id = None
+            self._not_done()
+            raise Empty from None
+        except redis_py.exceptions.OutOfMemoryError:  # waiting in Redis is refused while it is full; claims are not
+            self._not_done()
+            self._quiet_until = monotonic() + IDLE_S
+            raise Empty from None
+        except BaseException:
+            self._answer_lost()
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        asked, self._asked, self._sent = self._asked, "", ([], [])
+        if asked == "wait":
+            raise Empty
+        return self._claimed(*reply)
+
+    def _claimed(
+        self, status: int, items: list[bytes], tags: list[bytes], suspected: list[int], next_due: int, holding: int
+    ) -> bool:
+        self._next_due = next_due
+        names = [tag.decode() for tag in tags]
+        if self._closing:  # nobody works on it here; it is reconciled, but for what nobody would acknowledge
+            for name in names:
+                if _queue(name, self.sep) in self._unacknowledged:
+                    self.lease.settled(name)
+            raise Empty
+        self.lease.claimed(names, items)
+        if not self.lease.knows(holding):  # an earlier claim was done after its connection had been given up
+            self._reconciled = False
+        if status != CLAIMED:
+            self._empty = status == NOTHING and self._room() > 0
+            self._quiet_until = monotonic() + SHUT_S if status in (SHUT, SUSPECT) else 0.0
+            raise Empty
+        self._empty = False
+        self._queue_cycle.rotate(_queue(names[-1], self.sep))
+        place = 0
+        try:
+            if self._reconciled and self.qos.can_consume():
+                self._claim(ahead=True)  # Redis works on it while we work on this one
+            for place, name in enumerate(names):
+                self._hand_out(items[place], name, suspected[place])
+        except BaseException:
+            for name in names[place:]:  # it goes back; but for one that the consumer has
+                if name not in self.qos._delivered:
+                    self.lease.forget(name)
+            self._reconciled = False
+            raise
+        return True
+
+    def _hand_out(self, item: bytes, tag: str, deaths: int) -> None:
+        try:
+            payload = _envelope(loads(item))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self._quarantine(item, tag, error)
+            return
+        properties = payload["properties"]
+        payload[PUBLISHERS_TAG] = properties.get("delivery_tag")
+        properties["delivery_tag"] = tag
+        if deaths:
+            payload["headers"]["redelivered"] = properties["delivery_info"]["redelivered"] = True
+        queue = _queue(tag, self.sep)
+        if queue in self._unacknowledged:
+            self.lease.settled(tag)
+        self.connection._deliver(payload, queue)
+
+    def _quarantine(self, item: bytes, tag: str, error: Exception) -> None:
+        """Keep what is no Celery message at all; Celery's transport ends the worker over it."""
+        kept = self._park(
+            f"garbage-{self.lease.owner[:8]}-{tag.partition(':')[0]}",
+            type(error).__name__,
+            "it is not a Celery message",
+            {"queue": tag.partition(":")[2], "raw": item.decode(errors="surrogateescape")},
+        )
+        if kept:
+            self.lease.settled(tag)
+        else:
+            self.lease.returned(tag)
+
+    def park_rejected(self, message: Any) -> bool:
+        """Keep what a consumer rejects without wanting it back; False if it cannot be kept now."""
+        made_up = f"rejected-{self.lease.owner[:8]}-{message.delivery_tag.partition(':')[0]}"
+        return self._park(
+            str(message.headers.get("id") or message.properties.get("correlation_id") or made_up),
+            "Rejected",
+            "Celery rejected it",
+            {"queue": _queue(message.delivery_tag, self.sep), "envelope": message.serializable()},
+        )
+
+    def _park(self, item_id: str, error_class: str, why: str, data: dict[str, Any]) -> bool:
+        parked = Parked(
+            id=item_id, kind="undecodable", error_class=error_class, error_message=why, content="message", data=data
+        )
+        try:
+            kept = ParkingStore(self.lease.redis, self.lease.prefix).park(parked)
+        except REDIS_FAULTS:
+            return False
+        log.error("message.parked kind=undecodable parked_id=%s", kept)
+        return True
+
+    def close(self) -> None:
+        """As kombu's; what an answer that is still under way brings is returned by the next channel, or at the end."""
+        self._closing = True
+        if self._in_poll:  # kombu would read it too, but leave the rest undone where that fails
+            with suppress(Empty, *REDIS_FAULTS):
+                self._brpop_read()
+            self._in_poll = None
+        if self._asked:
+            self._answer_lost()
+        super().close()
+
+
+class Transport(redis.Transport):
+    """For redis://, rediss:// and sockets. Named by the setting ``broker_transport``."""
+
+    Channel = Channel
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)
+        loop.call_repeatedly(SHUT_S, lambda: None)  # an idle event loop would not look at the gate
+
+
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The same, and it asks Sentinel for the master."""
+
+
+class SentinelTransport(Transport):
+    """For sentinel://."""
+
+    default_port = redis.SentinelTransport.default_port
+    Channel = SentinelChannel
+
+
+def _queue(tag: str, separator: str) -> str:
+    """The queue of a delivery tag: its list, without a priority."""
+    return tag.partition(":")[2].partition(separator)[0]
+
+
+def _envelope(payload: Any) -> dict[str, Any]:
+    """`payload`, if kombu and Celery can look at it without falling over its shape.
+
+    Raises:
+        TypeError, KeyError: they cannot.
+    """
+    properties = payload["properties"]
+    if not isinstance(payload, dict) or not isinstance(properties, dict):
+        raise TypeError("it is no object")
+    for part, name in ((payload, "headers"), (properties, "delivery_info")):
+        if part.get(name) is None:
+            part[name] = {}
+        elif not isinstance(part[name], dict):
+            raise TypeError(f"{name} is no object")
+    return payload
+
+
+def _members(requests: Any) -> Collection[Any]:
+    """What is in one of Celery's weak sets of requests, which threads change meanwhile."""
+    return [request for request in (ref() for ref in tuple(requests.data)) if request is not None]
