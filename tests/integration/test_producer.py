@@ -1,0 +1,353 @@
+"""Every record handed to the producer gets exactly one report, and a report of success only when Kafka has the record:
+whatever happens to buffers, brokers, or the client itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from kafka_delivery.settings import Settings
+from kafka_delivery_worker.embedded import MockKafka, free_port
+from kafka_delivery_worker.producer import Outgoing, Producer, Report
+from servers import fatal_error, read_all, wait_until
+
+TOPIC = "produced"
+PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
+
+
+class Sends:
+    """Records by number, and the reports that came for each."""
+
+    def __init__(self, producer: Producer) -> None:
+        self.producer = producer
+        self.reports: dict[int, list[Report]] = {}
+        self.most_in_flight = 0
+        self._lock = threading.Lock()
+
+    def send(self, number: int, partition: int | None = None) -> None:
+        with self._lock:
+            self.reports[number] = []
+        outgoing = Outgoing(TOPIC, str(number).encode(), None, [], partition, int(time.time() * 1000))
+        self.producer.produce(outgoing, lambda report: self._reported(number, report))
+
+    def _reported(self, number: int, report: Report) -> None:
+        with self._lock:
+            self.reports[number].append(report)
+            self.most_in_flight = max(self.most_in_flight, self.producer.in_flight)
+
+    def wait(self, timeout: float = 20) -> dict[int, Report]:
+        """Wait until each has a report; that no second one comes is checked a moment later."""
+        wait_until(lambda: all(self.reports.values()), timeout, f"reports; missing {self.missing()}")
+        time.sleep(0.1)  # a second report would be the failure, and nothing else announces it
+        assert {number: len(reports) for number, reports in self.reports.items() if len(reports) != 1} == {}
+        assert self.producer.in_flight == 0
+        return {number: reports[0] for number, reports in self.reports.items()}
+
+    def missing(self) -> list[int]:
+        return [number for number, reports in self.reports.items() if not reports]
+
+    def codes(self) -> Counter[int | None]:
+        return Counter(r.error.code() if r.error else None for reports in self.reports.values() for r in reports)
+
+
+@pytest.fixture
+def kafka() -> Iterator[MockKafka]:
+    with MockKafka() as kafka:
+        kafka.create_topic(TOPIC)
+        yield kafka
+
+
+@pytest.fixture(params=["polls itself", "is polled"])
+def make(request: pytest.FixtureRequest, kafka: MockKafka) -> Iterator[Callable[..., Producer]]:
+    """Make a producer, polled by a thread of its own, or by its caller as the in-flight pool does."""
+    made: list[Producer] = []
+    over = threading.Event()
+
+    def make(**changes: Any) -> Producer:
+        s: dict[str, Any] = {"message_timeout_ms": 15_000, "request_timeout_ms": 5_000, "topic_propagation_ms": 1_000}
+        producer = Producer(Settings(**{"bootstrap_servers": kafka.bootstrap_servers, **s, **changes}))
+        made.append(producer)
+        if request.param == "is polled":
+            producer.poll_by_caller(lambda: None)
+            threading.Thread(target=serve, args=(producer,), daemon=True).start()
+        return producer
+
+    def serve(producer: Producer) -> None:
+        while not over.is_set():
+            producer.serve(0.02)
+            time.sleep(0.001)  # while there is no client, serve() returns at once
+
+    yield make
+    over.set()
+    for producer in made:
+        producer.close(0)
+
+
+ONE_WAY = pytest.mark.parametrize("make", ["polls itself"], indirect=True)
+"""For what does not depend on who polls."""
+
+
+def contents(kafka: MockKafka) -> list[int]:
+    return [int(record.value or b"") for record in read_all(kafka.bootstrap_servers, [TOPIC])]
+
+
+def test_many_threads_share_one_client(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    producer = make()
+    sends = Sends(producer)
+    start = threading.Barrier(8)
+
+    def send(first: int) -> None:
+        start.wait()
+        for number in range(first, first + 200):
+            sends.send(number)
+
+    clients = set()
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(send, n * 1000) for n in range(8)]:
+            done.result()
+            clients.add(id(producer._client))
+    reports = sends.wait()
+
+    assert all(report.error is None for report in reports.values())
+    assert len({(report.partition, report.offset) for report in reports.values()}) == 1600
+    assert sorted(contents(kafka)) == sorted(reports)
+    assert (len(clients), producer.replaced) == (1, 0)
+
+
+def test_success_is_what_the_report_says(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    producer = make()
+    sends = Sends(producer)
+    sends.send(0, partition=1)
+    sends.wait()
+    kafka.delay(-1, 1000)
+    started = time.monotonic()
+    sends.send(1, partition=1)
+    assert (producer.in_flight, sends.missing()) == (1, [1])
+
+    reports = sends.wait()
+
+    assert time.monotonic() - started >= 1
+    assert (reports[1].partition, reports[1].offset) == (1, 1)
+
+
+@ONE_WAY
+def test_a_full_buffer_is_back_pressure(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    producer = make(producer={"queue.buffering.max.messages": 10})
+    sends = Sends(producer)
+    kafka.delay(-1, 20)
+    for number in range(500):
+        sends.send(number)
+
+    reports = sends.wait()
+
+    assert all(report.error is None for report in reports.values())
+    assert sends.most_in_flight <= 10
+    kafka.delay(-1, 0)
+    assert sorted(contents(kafka)) == list(range(500))
+
+
+@ONE_WAY
+def test_a_timeout_says_why_no_broker_answered(make: Callable[..., Producer]) -> None:
+    producer = make(
+        bootstrap_servers=f"127.0.0.1:{free_port()}",
+        message_timeout_ms=1_500,
+        request_timeout_ms=1_000,
+        topic_propagation_ms=1_000,
+    )
+    sends = Sends(producer)
+    sends.send(0)
+
+    report = sends.wait()[0]
+
+    assert report.error is not None
+    assert report.error.code() == KafkaError._MSG_TIMED_OUT
+    assert report.cause is not None
+    assert report.cause.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
+
+
+@ONE_WAY
+def test_an_error_of_long_ago_is_not_the_cause(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    producer = make(message_timeout_ms=1_500, request_timeout_ms=1_000)
+    sends = Sends(producer)
+    sends.send(0)
+    sends.wait()
+    kafka.down()
+    wait_until(lambda: producer._last_error is not None, 10, "an error of a broker")
+    kafka.up()
+    sends.send(1)
+    sends.wait()
+    kafka.delay(-1, 4000)  # this time nothing breaks, it only takes too long
+    sends.send(2)
+
+    report = sends.wait()[2]
+
+    assert report.error is not None
+    assert report.error.code() == KafkaError._MSG_TIMED_OUT
+    # The client gives up a request that takes too long, which is an error of its own.
+    assert report.cause is None or report.cause.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
+
+
+@ONE_WAY
+def test_a_verdict_is_reported_as_it_is(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    sends = Sends(make())
+    kafka.fail_next(KafkaError.POLICY_VIOLATION)
+    sends.send(0)
+    sends.wait()
+    sends.send(1)
+    sends.wait()
+    assert sends.codes() == {KafkaError.POLICY_VIOLATION: 1, None: 1}
+
+
+@ONE_WAY
+def test_a_missing_topic_is_reported_first_late_and_then_at_once(
+    kafka: MockKafka, make: Callable[..., Producer]
+) -> None:
+    producer = make()
+    reports: list[Report] = []
+    for count in (1, 2):
+        producer.produce(Outgoing("missing", b"x", None, [], None, 1), reports.append)
+        wait_until(lambda count=count: len(reports) == count, 10, "the report")  # type: ignore[misc]
+    codes = [report.error.code() for report in reports if report.error]
+    assert codes == [KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC]
+    assert producer.in_flight == 0
+
+
+def test_a_client_that_failed_is_replaced_and_what_it_held_is_delivered(
+    kafka: MockKafka, make: Callable[..., Producer]
+) -> None:
+    producer = make()
+    sends = Sends(producer)
+    sends.send(0)
+    sends.wait()
+    kafka.delay(-1, 300)
+    for number in range(1, 21):
+        sends.send(number)
+    assert producer._client is not None
+    fatal_error(producer._client, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "a test")
+
+    reports = sends.wait()
+
+    assert all(report.error is None for report in reports.values())
+    assert producer.replaced == 1
+    kafka.delay(-1, 0)
+    assert set(contents(kafka)) == set(range(21))  # some may be there twice: they were on their way
+
+
+def test_clients_fail_while_many_threads_send(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    """With a buffer so small that threads wait in it when the client is taken from under them."""
+    producer = make(producer={"queue.buffering.max.messages": 20})
+    sends = Sends(producer)
+    kafka.delay(-1, 5)
+
+    def send(first: int) -> None:
+        for number in range(first, first + 300):
+            sends.send(number)
+
+    with ThreadPoolExecutor(4) as threads:
+        running = [threads.submit(send, n * 1000) for n in range(4)]
+        for round_ in range(2):  # a record is handed to a third client by itself, not to a fourth
+            before = len(sends.reports)
+            wait_until(lambda before=before: len(sends.reports) > before + 100, 20, "some sends")  # type: ignore[misc]
+            client = producer._client
+            assert client is not None
+            fatal_error(client, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, f"a test, round {round_}")
+            wait_until(lambda: producer.replaced > round_, 10, "another client")  # noqa: B023
+        for done in running:
+            done.result()
+    reports = sends.wait()
+
+    assert len(reports) == 1200
+    assert set(sends.codes()) <= {None, *PURGED}  # purged is an answer too: the record is innocent and not in the log
+    kafka.delay(-1, 0)
+    assert {number for number, report in reports.items() if report.error is None} <= set(contents(kafka))
+
+
+def test_a_client_that_fails_at_once_is_not_made_again_and_again(
+    kafka: MockKafka, make: Callable[..., Producer]
+) -> None:
+    """As without the permission to write idempotently: each new client ends before it has sent anything."""
+    kafka.fail_next(KafkaError.CLUSTER_AUTHORIZATION_FAILED, 100, "InitProducerId")
+    producer = make()
+    sends = Sends(producer)
+    sends.send(0)
+
+    report = sends.wait()[0]
+
+    assert report.error is not None
+    assert producer.replaced <= 3
+    replaced = producer.replaced
+    time.sleep(1.5)
+    assert producer.replaced == replaced, "clients are made without a record to send"
+
+
+@ONE_WAY
+def test_it_recovers_from_such_a_failure(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    kafka.fail_next(KafkaError.CLUSTER_AUTHORIZATION_FAILED, 3, "InitProducerId")
+    sends = Sends(make())
+    sends.send(0)
+    sends.wait()
+    sends.send(1)
+    assert sends.wait()[1].error is None
+
+
+def test_closing_reports_the_rest_as_purged(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    producer = make()
+    sends = Sends(producer)
+    sends.send(0)
+    sends.wait()
+    kafka.down()
+    for number in range(1, 51):
+        sends.send(number)
+    started = time.monotonic()
+
+    producer.close(0)
+
+    assert time.monotonic() - started < 3
+    reports = sends.wait()
+    assert reports[0].error is None
+    assert {report.error.code() for number, report in reports.items() if number and report.error} <= PURGED
+    assert sends.codes()[None] == 1
+    sends.send(99)  # too late: reported at once
+    late = sends.wait()[99]
+    assert late.error is not None
+    assert late.error.code() in PURGED
+
+
+def test_closing_waits_for_what_is_on_its_way(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    producer = make()
+    sends = Sends(producer)
+    kafka.delay(-1, 300)
+    for number in range(20):
+        sends.send(number)
+    producer.close(10)
+    assert sends.codes() == {None: 20}
+    kafka.delay(-1, 0)
+    assert sorted(contents(kafka)) == list(range(20))
+
+
+def test_giving_back_ends_a_wait_for_room(kafka: MockKafka, make: Callable[..., Producer]) -> None:
+    producer = make(producer={"queue.buffering.max.messages": 5})
+    sends = Sends(producer)
+    kafka.down()
+
+    def send() -> None:
+        for number in range(20):
+            sends.send(number)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    wait_until(lambda: producer.in_flight >= 5, 10, "a full buffer")
+    producer.give_back()
+    sending.join(5)
+    assert not sending.is_alive(), "it waits for room in a closed producer"
+    sends.wait()
+    assert set(sends.codes()) <= PURGED
+    assert len(sends.reports) == 20

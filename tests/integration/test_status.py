@@ -1,0 +1,146 @@
+"""`kafka-delivery status` tells what waits, what is in flight, who works and what became of records."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kafka_delivery import dead_letter, send
+from kafka_delivery_worker.embedded import MockKafka
+from kafka_delivery_worker.parking import Parked, ParkingStore
+from scenarios.watching import other_worker
+from servers import RealRedis, wait_until
+from stack import Stack
+
+SECRET = "hunter2"  # noqa: S105  # it is in what the tests configure, and must be in nothing that is printed
+
+STRANGER = """
+    from celery import Celery
+
+    app = Celery("stranger")
+    app.conf.broker_url = "{url}"
+"""
+
+
+def status(system: Stack) -> dict[str, Any]:
+    """What the command prints for programs: one object."""
+    done = system.command("status", "--json")
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def fill(system: Stack) -> None:
+    """Something of everything, and no worker to take it."""
+    for priority in (0, 0, 3, 9):
+        send.apply_async(("orders", "value"), priority=priority)
+    dead_letter.delay("orders", "value")
+    system.redis.hset("unacked", mapping={"tag-1": "message", "tag-2": "message"})
+    system.redis.zadd("kafka-delivery:leases:1", {"worker-1": 1, "worker-2": 2})
+    system.redis.hset("kafka-delivery:held:1:worker-2", "tag-3", "message")
+    system.redis.zadd("kafka-delivery:delayed:1:kafka-delivery", {"message": 1, "another": 2})
+    system.redis.zadd("kafka-delivery:delayed:1:kafka-delivery\x06\x163", {"message": 1})
+    store = ParkingStore(system.redis)
+    for item_id, kind in (("a", "bug"), ("b", "dead-letter"), ("c", "bug")):
+        data = {"value": SECRET}
+        store.park(Parked(id=item_id, kind=kind, error_class="E", error_message="m", content="call", data=data))
+    counts: dict[Any, Any] = {
+        "delivered:orders": 7,
+        "retried:orders": 2,
+        "dead-lettered:bills": 1,
+        "deferred:bills": 4,
+        "parked:": 3,
+    }
+    system.redis.hset("kafka-delivery:counts:1", mapping=counts)
+
+
+def test_programs_get_one_object(delivery: Stack) -> None:
+    fill(delivery)
+    none = {"delivered": 0, "retried": 0, "deferred": 0, "dead-lettered": 0, "parked": 0}
+    assert status(delivery) == {
+        "queues": {"kafka-delivery": 4, "kafka-delivery-dlq": 1},
+        "priorities": {"kafka-delivery": {"3": 1, "9": 1}, "kafka-delivery-dlq": {}},
+        "delayed": {"kafka-delivery": 3, "kafka-delivery-dlq": 0},
+        "in_flight": 3,
+        "parked": {"total": 3, "kinds": {"bug": 2, "dead-letter": 1}},
+        "workers": [],
+        "topics": {
+            "": none | {"parked": 3},
+            "bills": none | {"dead-lettered": 1, "deferred": 4},
+            "orders": none | {"delivered": 7, "retried": 2},
+        },
+    }
+
+
+def test_people_get_tables(delivery: Stack) -> None:
+    fill(delivery)
+    done = delivery.command("status")
+    assert done.stderr == ""
+    assert SECRET not in done.stdout
+    rows = [" ".join(line.replace("│", " ").split()) for line in done.stdout.splitlines()]
+    assert [row for row in rows if row and row[0] not in "┏┃┡└"] == [
+        "Now",
+        "waiting in kafka-delivery 4",
+        "- of priority 3 1",
+        "- of priority 9 1",
+        "delayed in kafka-delivery 3",
+        "waiting in kafka-delivery-dlq 1",
+        "in flight 3",
+        "parked 3",
+        "- bug 2",
+        "- dead-letter 1",
+        "workers none answered",
+        "Since the beginning",
+        "(none) 0 0 0 0 3",
+        "bills 0 0 4 1 0",
+        "orders 7 2 0 0 0",
+    ]
+
+
+@pytest.mark.parametrize("transport", ["celery", "leased"])
+def test_what_workers_do_is_seen(delivery: Stack, topic: str, tmp_path: Path, transport: str) -> None:
+    worker = delivery.worker(TRANSPORT=transport)
+    other_worker(delivery, tmp_path, STRANGER.format(url=delivery.settings["REDIS_URL"]))
+    for n in range(3):
+        send.delay(topic, n.to_bytes())
+    send.apply_async((topic, "later"), countdown=600)
+    wait_until(lambda: status(delivery)["topics"].get(topic, {}).get("delivered") == 3, 20, "the counters")
+
+    found = status(delivery)
+    # The worker of somebody else's app in the same database is alive too, but delivers nothing.
+    (name,) = found["workers"]
+    assert name.startswith("w0@")
+    assert found["queues"] == {"kafka-delivery": 0, "kafka-delivery-dlq": 0}
+    assert found["in_flight"] + found["delayed"]["kafka-delivery"] == 1  # the one with a countdown
+
+    worker.stop()
+    after = status(delivery)
+    assert after["workers"] == []
+    assert after["queues"]["kafka-delivery"] + after["delayed"]["kafka-delivery"] == 1
+
+
+def test_without_redis_it_ends_with_one_sentence(mock_kafka: MockKafka) -> None:
+    done = Stack(f"redis://:{SECRET}@127.0.0.1:1/0", mock_kafka, {}).command("status", "--json", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("kafka-delivery: Redis: Error 111 connecting to 127.0.0.1:1. Connection refused.")
+    assert SECRET not in line
+
+
+@pytest.mark.real
+def test_a_redis_that_hangs_does_not_hang_the_command(real_redis: RealRedis, mock_kafka: MockKafka) -> None:
+    real_redis.pause()
+    started = time.monotonic()
+    try:
+        done = Stack(real_redis.url, mock_kafka, {}).command("status", check=False)
+    finally:
+        real_redis.resume()
+    assert time.monotonic() - started < 20
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("kafka-delivery: Redis: Timeout")

