@@ -1,0 +1,183 @@
+"""What the faults do. Each undoes what it did before it returns, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+
+from servers import RealKafka, RealRedis, wait_until
+
+from . import plan
+from .plan import Fault
+from .processes import ApplicationProcess, Slot, Supervisor
+
+BURST = 1_000
+UNDO_S = 60
+QUEUE = "kafka-delivery"
+
+
+class Faults:
+    """The faults on one system.
+
+    Args:
+        over: no new faults from then on.
+        abort: cut short what is under way, too.
+        say: told what happens to whom: the kind and the target.
+    """
+
+    def __init__(
+        self,
+        kafka: RealKafka,
+        server: RealRedis,
+        supervisor: Supervisor,
+        application: ApplicationProcess,
+        over: threading.Event,
+        abort: threading.Event,
+        say: Callable[[str, str], None],
+    ) -> None:
+        self._kafka, self._server, self._slots, self._application = kafka, server, supervisor.slots, application
+        self._over, self._abort = over, abort
+        self._say = say
+        self._control = redis.Redis.from_url(server.url, socket_timeout=2)
+        self.failure: BaseException | None = None
+        self._do: dict[str, Callable[[Fault], None]] = {
+            plan.KILL: self._kill,
+            plan.FREEZE: self._freeze,
+            plan.TERMINATE: self._terminate,
+            plan.CLIENT_KILL: self._client_kill,
+            plan.REDIS_KILL: self._redis_kill,
+            plan.REDIS_HUNG: self._redis_hung,
+            plan.MAXCLIENTS: self._maxclients,
+            plan.MAXMEMORY: self._maxmemory,
+            plan.READONLY: self._readonly,
+            plan.KAFKA_KILL: self._kafka_kill,
+        }
+
+    def run(self, faults: Iterator[Fault]) -> None:
+        """Do one after the other until it is over."""
+        try:
+            for fault in faults:
+                if self._over.wait(fault.pause):
+                    return
+                self._do[fault.kind](fault)
+        except BaseException as error:  # of the harness, not of what it tests
+            self.failure = error
+            self._over.set()
+            self._abort.set()
+
+    # -- workers
+    def _slot(self, fault: Fault, detail: str = "") -> Slot:
+        slot = self._slots[fault.target]
+        self._say(fault.kind, f"worker {slot.number} (pid {slot.worker.pid}){detail}")
+        return slot
+
+    def _kill(self, fault: Fault) -> None:
+        self._slot(fault).end(signal.SIGKILL, fault.kind)
+
+    def _freeze(self, fault: Fault) -> None:
+        slot = self._slot(fault, f" for {fault.hold:.1f} s")
+        slot.send(signal.SIGSTOP)
+        try:
+            self._abort.wait(fault.hold)
+        finally:
+            slot.send(signal.SIGCONT)
+
+    def _terminate(self, fault: Fault) -> None:
+        """All workers stand still while the backlog grows; then one is told to stop, and all go on."""
+        for slot in self._slots:
+            slot.send(signal.SIGSTOP)
+        try:
+            self._application.burst(BURST)
+            with contextlib.suppress(TimeoutError, redis.RedisError):
+                wait_until(lambda: self._control.llen(QUEUE) >= BURST / 2, 2, "no backlog: Redis is away")
+            self._slot(fault).end(signal.SIGTERM, fault.kind)
+        finally:
+            for slot in self._slots:
+                slot.send(signal.SIGCONT)
+
+    # -- Redis
+    def _client_kill(self, fault: Fault) -> None:
+        killed = self._control.client_kill_filter(_type="normal", skipme=True)
+        self._say(fault.kind, f"{killed} connections")
+
+    def _redis_kill(self, fault: Fault) -> None:
+        self._say(fault.kind, f"down for {fault.hold:.1f} s")
+        self._server.kill()
+        try:
+            self._abort.wait(fault.hold)
+        finally:
+            self._server.start()
+
+    def _redis_hung(self, fault: Fault) -> None:
+        self._say(fault.kind, f"for {fault.hold:.1f} s")
+        self._server.pause()
+        try:
+            self._abort.wait(fault.hold)
+        finally:
+            self._server.resume()
+
+    def _maxclients(self, fault: Fault) -> None:
+        before = self._config("maxclients")
+        now = int(self._control.info("clients")["connected_clients"])
+        self._configured(fault, "maxclients", now, before)
+
+    def _maxmemory(self, fault: Fault) -> None:
+        used = int(self._control.info("memory")["used_memory"])
+        self._configured(fault, "maxmemory", used // 2, self._config("maxmemory"))
+
+    def _configured(self, fault: Fault, name: str, value: int, before: str) -> None:
+        self._say(fault.kind, f"{name} {value} for {fault.hold:.1f} s")
+        try:
+            self._control.config_set(name, value)
+            self._abort.wait(fault.hold)
+        finally:
+            self._surely(lambda: self._control.config_set(name, before))
+
+    def _config(self, name: str) -> str:
+        return str(self._control.config_get(name)[name])
+
+    def _readonly(self, fault: Fault) -> None:
+        """A replica of a master that does not exist refuses writes and keeps its data."""
+        with _dead_port() as port:
+            self._say(fault.kind, f"for {fault.hold:.1f} s")
+            try:
+                self._control.replicaof("127.0.0.1", port)
+                self._abort.wait(fault.hold)
+            finally:
+                self._surely(lambda: self._control.replicaof("NO", "ONE"))
+
+    def _surely(self, undo: Callable[[], Any]) -> None:
+        """The control connection may have gone, and there may be no room for another one yet."""
+        deadline = time.monotonic() + UNDO_S
+        while True:
+            try:
+                undo()
+                return
+            except redis.RedisError:
+                if time.monotonic() > deadline:
+                    raise
+
+    # -- Kafka
+    def _kafka_kill(self, fault: Fault) -> None:
+        self._say(fault.kind, f"down for {fault.hold:.1f} s")
+        self._kafka.kill()
+        try:
+            self._abort.wait(fault.hold)
+        finally:
+            self._kafka.start()
+
+
+@contextmanager
+def _dead_port() -> Iterator[int]:
+    """A port of which it is sure that nobody listens on it: it is ours, and we do not."""
+    with socket.socket() as ours:
+        ours.bind(("127.0.0.1", 0))
+        yield ours.getsockname()[1]

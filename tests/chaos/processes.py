@@ -1,0 +1,170 @@
+"""The processes around the servers: workers, kept alive by a supervisor, and the application."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos import application
+from kafka_delivery_worker.embedded import OrphanGuard
+from stack import Stack, Worker
+
+GRACE_S = 30
+"""What a supervisor gives a worker to stop before it kills it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A worker process that ended; `why` is the fault that ended it, "" if it did so by itself."""
+
+    slot: int
+    code: int
+    why: str
+    took_s: float
+    log_end: str
+
+
+class Slot:
+    """A place for one worker process, refilled when it becomes empty."""
+
+    def __init__(self, number: int, start: Callable[[int], Worker]) -> None:
+        self.number = number
+        self._start = start
+        self.fill()
+
+    def fill(self) -> None:
+        self.why = ""
+        self.told_at = 0.0
+        self.worker = self._start(self.number)
+        self._guard = OrphanGuard(self.worker.pid)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal; a process that has ended already gets none."""
+        self.worker.signal(number)
+
+    def end(self, number: signal.Signals, why: str) -> None:
+        """End the process by a signal."""
+        self.why, self.told_at = why, time.monotonic()
+        self.send(number)
+
+    def close(self) -> None:
+        """End it at once, if it still runs."""
+        if self.worker.process.poll() is None:
+            self._guard.release()
+            self.worker.kill()
+
+    def ended(self) -> Exit | None:
+        """How the process ended, None while it runs. One that takes too long to stop is killed."""
+        code = self.worker.process.poll()
+        took = time.monotonic() - self.told_at if self.told_at else 0.0
+        if code is None:
+            if took > GRACE_S:
+                self.end(signal.SIGKILL, f"{self.why}, killed after {GRACE_S} s")
+            return None
+        self._guard.release()
+        return Exit(self.number, code, self.why, took, _last_words(self.worker.log))
+
+
+def _last_words(log: str) -> str:
+    """What a worker says that ends by itself: the error that Celery calls unrecoverable, else the end of its log."""
+    _, found, error = log.rpartition("Unrecoverable error")
+    return found + error.partition("\n[")[0][-1500:] if found else log[-1000:]
+
+
+class Supervisor:
+    """Keeps worker processes alive, as systemd or Kubernetes would."""
+
+    def __init__(self, stack: Stack, workers: int, on_exit: Callable[[Exit], None]) -> None:
+        self._stack = stack
+        self._on_exit = on_exit
+        self.exits: list[Exit] = []
+        self.slots = [Slot(number, self._start) for number in range(workers)]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._thread.start()
+
+    def _start(self, number: int) -> Worker:
+        return self._stack.worker("-n", f"chaos{number}@%h", "--loglevel=WARNING", ready=False)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.05):
+            for slot in self.slots:
+                if exit_ := slot.ended():
+                    self._record(exit_)
+                    slot.fill()
+
+    def _record(self, exit_: Exit) -> None:
+        self.exits.append(exit_)
+        self._on_exit(exit_)
+
+    def stop(self) -> None:
+        """Restart nobody any more, and stop all workers."""
+        self._abandon()
+        for slot in self.slots:
+            slot.end(signal.SIGTERM, "end of the run")
+        for slot in self.slots:
+            while not (exit_ := slot.ended()):
+                time.sleep(0.05)
+            self._record(exit_)
+
+    def dump(self) -> None:
+        """Have each worker write the stacks of its threads into its log."""
+        for slot in self.slots:
+            slot.send(signal.SIGUSR1)  # Celery's "cry"
+
+    def close(self) -> None:
+        """Restart nobody any more, and end at once what still runs."""
+        self._abandon()
+        for slot in self.slots:
+            slot.close()
+
+    def _abandon(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class ApplicationProcess:
+    """The application, see `chaos.application`."""
+
+    def __init__(self, stack: Stack, rate: float, seed: int, directory: Path) -> None:
+        self.report = directory / "accepted.jsonl"
+        self.report.touch()
+        self._log = (directory / "application.log").open("wb")
+        options = ["--rate", str(rate), "--seed", str(seed), "--report", str(self.report)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", application.__file__, *options],
+            env=stack.env(),
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        self._guard = OrphanGuard(self._process.pid)
+
+    def burst(self, count: int) -> None:
+        """Send so many records as fast as it goes."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"burst {count}\n".encode())
+        self._process.stdin.flush()
+
+    def finish(self) -> None:
+        """Send no more; wait until what was sent is accepted."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(application.LAST_CHANCE_S + 30)
+        self._guard.release()
+        if self._process.returncode:
+            raise RuntimeError(f"the application ended with {self._process.returncode}; see {self._log.name}")
+
+    def close(self) -> None:
+        """End it at once, if it still runs."""
+        if self._process.poll() is None:
+            self._guard.release()
+            self._process.kill()
+            self._process.wait()

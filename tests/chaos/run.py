@@ -1,0 +1,371 @@
+"""Chaos: an application sends, workers and servers are killed, frozen and refused, and in the end nothing is missing.
+
+Real Apache Kafka and real Redis, worker processes under a supervisor, faults drawn from a seed. When the faults are
+over and everything has drained, an independent consumer reads all topics, and the account is made by message id:
+accepted = delivered + dead-lettered + parked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from servers import RealKafka, RealRedis, wait_until
+from stack import Stack
+
+from . import account, plan
+from .account import Account
+from .application import TOPIC
+from .faults import Faults
+from .processes import ApplicationProcess, Exit, Supervisor
+from .trail import trails
+
+START_S = 60
+LATE_S = 60
+DRAIN_S = 150
+BAR_S = 1
+STATUS_S = 10
+SHOWN_LOST = 10
+NEAR_S = 10
+"""Faults this close to what was last seen of a lost message are named with it."""
+
+REDIS = {
+    "appendfsync": "always",  # what Redis has confirmed survives its SIGKILL, so that nothing lost is Redis's loss
+    "aof-timestamp-enabled": "yes",
+    "aof-disable-auto-gc": "yes",  # the whole history stays readable for `trail`
+    "auto-aof-rewrite-min-size": "256mb",
+}
+
+SETTINGS = {
+    "LEASE_S": plan.LEASE_S,
+    "MESSAGE_TIMEOUT_MS": 8_000,  # shorter than some outages of Kafka here, so that records time out
+    "REQUEST_TIMEOUT_MS": 3_000,
+    "TOPIC_PROPAGATION_MS": 3_000,
+    "WORKER_SOCKET_TIMEOUT_S": 3,
+    "SHUTDOWN_TIMEOUT_S": 5,
+    "MAX_RETRIES": 8,
+    "RETRY_BACKOFF_MAX_S": 4,
+    "FEW_BACKOFF_S": 3,
+    "DEFER_MAX_S": 4,
+}
+LEASED = {"TRANSPORT": "leased", "POOL": "in-flight"}
+STOCK = {
+    "TRANSPORT": "celery",
+    "POOL": "threads",
+    "VISIBILITY_TIMEOUT_S": 32,  # the least: more than twice the wait for a report and the longest pause
+    "REDIS_OPTIONS": json.dumps(
+        {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 5}
+    ),
+}
+
+
+@dataclass
+class Options:
+    seconds: float
+    seed: int
+    workers: int
+    rate: float
+    stock: bool
+
+
+@dataclass
+class Outcome:
+    """What a run ended with."""
+
+    options: Options
+    took_s: float
+    drained_s: float | None
+    account: Account
+    faults: list[tuple[float, str, str]]
+    exits: list[Exit]
+    left: dict[str, int]
+    idle_workers: int
+    trails: dict[str, list[tuple[int, str]]]
+    began: float
+
+    @property
+    def lost(self) -> int:
+        return len(self.account.lost)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a promise is broken, or the system has not come to rest."""
+        return bool(self.lost or self.left or self.account.not_accepted or self.idle_workers)
+
+
+class Reporter:
+    """Says what happens: a progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, options: Options) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[counts]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._options = options
+        self._task: TaskID | None = None
+        self._said = 0.0
+        self.began = time.time()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with self._progress:
+            self._task = self._progress.add_task("starting", total=self._options.seconds, counts="")
+            yield
+
+    def begin(self) -> None:
+        """The faults begin: from here on time counts."""
+        self.began = time.time()
+
+    def say(self, text: str) -> None:
+        self.console.print(f"{time.time() - self.began:7.1f} s  {text}", markup=False)
+
+    def counts(self, phase: str, done: float, counts: Callable[[], str]) -> None:
+        """Show how far it is, every now and then."""
+        if time.monotonic() - self._said < (BAR_S if self.console.is_terminal else STATUS_S):
+            return
+        self._said = time.monotonic()
+        if self._task is not None and self.console.is_terminal:
+            self._progress.update(self._task, description=phase, completed=done, counts=counts())
+        else:
+            self.say(f"{phase}: {counts()}")
+
+
+@dataclass
+class System:
+    """All that runs."""
+
+    options: Options
+    reporter: Reporter
+    directory: Path
+    kafka: RealKafka
+    redis: RealRedis
+    stack: Stack
+    supervisor: Supervisor
+    application: ApplicationProcess
+    faults: list[tuple[float, str, str]] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+    abort: threading.Event = field(default_factory=threading.Event)
+
+    def settle(self) -> None:
+        """Wait until everything works: an account of what never worked would be of no use."""
+        wait_until(
+            lambda: self.accepted > 0 and self.idle_workers() == 0, START_S, "no sends accepted, or workers that idle"
+        )
+
+    def chaos(self) -> None:
+        """Let the faults come: for the time of the run, and until each kind has come once."""
+        faults = Faults(self.kafka, self.redis, self.supervisor, self.application, self.over, self.abort, self._fault)
+        lanes = [threading.Thread(target=faults.run, args=(self._drawn(lane),), name=lane.name) for lane in plan.LANES]
+        end = time.monotonic() + self.options.seconds
+        for lane in lanes:
+            lane.start()
+        try:
+            while not self._enough(end) and not self.over.wait(0.5):
+                self.reporter.counts("chaos", self.options.seconds - end + time.monotonic(), self._counts)
+        except BaseException:
+            self.abort.set()
+            raise
+        finally:
+            self.over.set()
+            for lane in lanes:
+                lane.join()
+        if faults.failure is not None:
+            raise faults.failure
+
+    def _drawn(self, lane: plan.Lane) -> Iterator[plan.Fault]:
+        return lane.draw(self.options.seed, self.options.workers, self.options.seconds)
+
+    def _enough(self, end: float) -> bool:
+        late = time.monotonic() - end
+        return late >= LATE_S or (late >= 0 and {kind for _, kind, _ in self.faults} >= set(plan.ALL))
+
+    def _fault(self, kind: str, target: str) -> None:
+        self.faults.append((time.time(), kind, target))
+        self.reporter.say(f"{kind}: {target}")
+
+    def drain(self) -> float | None:
+        """Wait until nothing waits any more, and all workers ask for more; how long it took, None if it did not end."""
+        began = time.monotonic()
+        while (took := time.monotonic() - began) < DRAIN_S:
+            if self.at_rest():
+                return took
+            self.reporter.counts("draining", self.options.seconds, self._counts)
+            time.sleep(0.2)
+        self.supervisor.dump()
+        return None
+
+    def at_rest(self) -> bool:
+        return not account.leftovers(self.stack.redis) and self.idle_workers() == 0
+
+    def idle_workers(self) -> int:
+        """Workers that take no messages."""
+        return max(0, self.options.workers - account.consuming(self.stack.redis))
+
+    @property
+    def accepted(self) -> int:
+        return self.application.report.read_bytes().count(b"\n")
+
+    def _counts(self) -> str:
+        try:
+            waiting = sum(account.leftovers(self.stack.redis).values())
+        except redis.RedisError:
+            waiting = -1
+        return (
+            f"accepted {self.accepted}, waiting {'?' if waiting < 0 else waiting}, exits {len(self.supervisor.exits)}"
+        )
+
+
+@contextmanager
+def system(options: Options, reporter: Reporter, directory: Path) -> Iterator[System]:
+    """Start everything; end everything."""
+    with RealKafka(directory / "kafka") as kafka, RealRedis(directory / "redis", options=REDIS) as server:
+        for topic in (TOPIC, *account.DEAD_LETTER_TOPICS):
+            kafka.create_topic(topic)
+        stack = Stack(server.url, kafka, SETTINGS | (STOCK if options.stock else LEASED))
+        supervisor: Supervisor | None = None
+        application: ApplicationProcess | None = None
+        try:
+            supervisor = Supervisor(stack, options.workers, lambda exit_: _say_exit(reporter, exit_))
+            application = ApplicationProcess(stack, options.rate, options.seed, directory)
+            yield System(options, reporter, directory, kafka, server, stack, supervisor, application)
+        finally:
+            if supervisor is not None:
+                supervisor.close()
+            if application is not None:
+                application.close()
+            stack.close()
+
+
+def _say_exit(reporter: Reporter, exit_: Exit) -> None:
+    why = exit_.why or f"BY ITSELF\n{exit_.log_end}"
+    reporter.say(f"worker {exit_.slot} ended, code {exit_.code}, after {exit_.took_s:.1f} s: {why}")
+
+
+def run(options: Options, reporter: Reporter, directory: Path) -> Outcome:
+    """One run, from the start of the servers to the account."""
+    with reporter.running(), system(options, reporter, directory) as running:
+        running.settle()
+        reporter.begin()
+        running.chaos()
+        reporter.say("no more faults")
+        running.application.finish()
+        drained = running.drain()
+        idle = 0 if drained is not None else running.idle_workers()
+        running.supervisor.stop()
+        left = account.leftovers(running.stack.redis)
+        found = account.take(running.stack, running.application.report)
+        took = time.time() - reporter.began
+        lost = {one.task_id for one in found.lost[:SHOWN_LOST]}
+        seen = trails(directory / "redis", lost) if lost else {}
+        exits = running.supervisor.exits
+        return Outcome(options, took, drained, found, running.faults, exits, left, idle, seen, reporter.began)
+
+
+# -- the output
+def summary(outcome: Outcome) -> Table:
+    by_kind = Counter(kind for _, kind, _ in outcome.faults)
+    exits = Counter(exit_.why or "BY ITSELF" for exit_ in outcome.exits if exit_.why != "end of the run")
+    stops = [exit_.took_s for exit_ in outcome.exits if exit_.why in (plan.TERMINATE, "end of the run")]
+    account_ = outcome.account
+    parked = {kind: len(ids) for kind, ids in account_.parked.items()}
+    totals = account_.totals
+    table = Table("what", "value", title="chaos", show_lines=False)
+    values: dict[str, object] = {
+        "transport": "Celery's own, threads" if outcome.options.stock else "leased, in flight",
+        "seed": outcome.options.seed,
+        "duration": f"{outcome.options.seconds:.0f} s of faults, {outcome.took_s:.0f} s in all",
+        "Redis": "appendfsync always: what it confirmed survives its SIGKILL",
+        "faults": f"{len(outcome.faults)}: {_listed(by_kind)}",
+        "worker restarts": f"{exits.total()}: {_listed(exits)}",
+        "longest stop": f"{max(stops, default=0):.1f} s",
+        "accepted": f"{totals['accepted']}; errors before: {_listed(account_.errors)}",
+        "never accepted": account_.not_accepted,
+        "delivered": totals["delivered"],
+        "dead-lettered": totals["dead-lettered"],
+        "parked": f"{totals['parked']}: {_listed(parked)}",
+        "duplicates": totals["twice"],
+        "lost": outcome.lost,
+        "drained after": "NOT" if outcome.drained_s is None else f"{outcome.drained_s:.1f} s",
+        "left in Redis": _listed(outcome.left) or "nothing",
+        "workers that stopped consuming": outcome.idle_workers,
+    }
+    for what, value in values.items():
+        table.add_row(what, str(value))
+    return table
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{what!s} {count}" for what, count in counts.items())
+
+
+def lost_lines(outcome: Outcome) -> Iterator[str]:
+    """The first lost records, each with its way through Redis and the faults around its last step."""
+    for one in outcome.account.lost[:SHOWN_LOST]:
+        yield f"lost {one.id} ({one.kind}), accepted at {one.at - outcome.began:.1f} s, attempt {one.tries}"
+        steps = outcome.trails.get(one.task_id, [])
+        for at, where in steps[-8:]:
+            yield f"    {at - outcome.began:7.0f} s  {where}"
+        last = steps[-1][0] if steps else one.at
+        for when, kind, target in outcome.faults:
+            if abs(when - last) <= NEAR_S:
+                yield f"    near: {when - outcome.began:.1f} s  {kind}: {target}"
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    console.print(summary(outcome))
+    console.print(outcome.account.table())
+    for line in lost_lines(outcome):
+        console.print(line, markup=False)
+
+
+def main(argv: list[str]) -> int:
+    options, keep = _parse(argv)
+    reporter = Reporter(options)
+    directory = Path(tempfile.mkdtemp(prefix="chaos-"))
+    tempfile.tempdir = str(directory)  # logs of workers too
+    failed: bool = True
+    try:
+        reporter.console.print(f"seed {options.seed}, {options.seconds:.0f} s, {options.workers} workers", markup=False)
+        outcome = run(options, reporter, directory)
+        show(outcome, reporter.console)
+        failed = outcome.failed
+    finally:
+        if keep or (failed and not options.stock):
+            reporter.console.print(f"logs and data: {directory}", markup=False)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+    return int(failed)
+
+
+def _parse(argv: list[str]) -> tuple[Options, bool]:
+    parser = argparse.ArgumentParser(prog="chaos.py", description="Kill everything for a while, then count.")
+    parser.add_argument("--seconds", type=float, default=1_200, help="how long faults come (1200)")
+    parser.add_argument("--seed", type=int, help="of the faults and of the sends; by default a random one")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (2)")
+    parser.add_argument("--rate", type=float, default=150, help="sends a second (150)")
+    parser.add_argument("--stock", action="store_true", help="Celery's own transport, which is expected to lose")
+    parser.add_argument("--keep", action="store_true", help="keep logs and data, as after a failure")
+    given = parser.parse_args(argv)
+    seed = random.randrange(10**6) if given.seed is None else given.seed
+    return Options(given.seconds, seed, given.workers, given.rate, given.stock), given.keep

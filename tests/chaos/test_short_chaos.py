@@ -1,0 +1,33 @@
+"""A minute of chaos, each kind of fault at least once: everything accepted is delivered, dead-lettered or parked."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from chaos import plan, run
+from chaos.application import DEAD, PARKED
+from servers import have_real_kafka, have_real_redis, missing
+
+OPTIONS = run.Options(seconds=35, seed=7, workers=2, rate=150, stock=False)
+
+
+@pytest.mark.real
+@pytest.mark.timeout(360)
+def test_a_short_chaos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not have_real_kafka() or not have_real_redis():
+        missing("java, redis-server, and Maven or TEST_KAFKA_LIB")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # logs of workers
+    reporter = run.Reporter(OPTIONS)
+    outcome = run.run(OPTIONS, reporter, tmp_path)
+    run.show(outcome, reporter.console)
+
+    assert outcome.lost == 0
+    assert outcome.left == {}
+    assert outcome.idle_workers == 0
+    assert outcome.account.not_accepted == 0
+    assert {kind for _, kind, _ in outcome.faults} == set(plan.ALL)
+    assert outcome.account.rows[DEAD]["dead-lettered"] > 0
+    assert outcome.account.rows[PARKED]["parked"] > 0

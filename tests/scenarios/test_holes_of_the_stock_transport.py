@@ -1,0 +1,101 @@
+"""What Celery's own Redis transport loses or repeats, the leased one does not: a worker may be killed at any moment,
+and a record may wait longer than any timeout of the queue.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from kafka_delivery import send
+from kafka_delivery_worker.embedded import MockKafka
+from scenarios.watching import ALONE, emptied
+from servers import wait_until
+from stack import stack
+
+TOPIC = "holes"
+
+LOSES = pytest.mark.xfail(
+    reason="the stock transport pops a message before it records it; closed by the leased transport"
+)
+
+
+@pytest.fixture
+def kafka() -> Iterator[MockKafka]:
+    with MockKafka() as kafka:
+        kafka.create_topic(TOPIC)
+        yield kafka
+
+
+@pytest.mark.parametrize("transport", ["leased", pytest.param("celery", marks=LOSES)])
+def test_a_worker_is_killed_in_the_moment_it_takes_a_message(redis_url: str, kafka: MockKafka, transport: str) -> None:
+    """It is stopped while it waits for a message, which Redis then hands to a process that never wakes up again."""
+    with stack(emptied(redis_url), kafka, TRANSPORT=transport, LEASE_S=1) as system:
+        worker = system.worker(*ALONE)
+        worker.signal(signal.SIGSTOP)
+        sent = send.delay(TOPIC, "x")
+        wait_until(lambda: system.redis.llen("kafka-delivery") == 0 or transport == "leased", 10, "the message taken")
+        worker.kill()
+        if transport == "leased":
+            system.worker(*ALONE)  # takes over when the lease is over
+            system.wait_for(TOPIC, {sent.id})
+        # With the stock transport nobody will ever look at it again: not in the queue, not with a worker.
+        assert system.waiting > 0 or sent.id in system.ids(TOPIC)
+
+
+def test_workers_are_killed_under_load(redis_url: str, kafka: MockKafka) -> None:
+    """Ten times; what a dead worker held comes back when its lease is over. Celery's transport loses some ten here."""
+    accepted: list[str] = []
+    enough = threading.Event()
+
+    def load() -> None:
+        while not enough.wait(0.003):
+            accepted.append(send.delay(TOPIC, "x").id)
+
+    with stack(emptied(redis_url), kafka, TRANSPORT="leased", LEASE_S=1) as system:
+        loading = threading.Thread(target=load)
+        loading.start()
+        try:
+            for _ in range(10):
+                worker = system.worker(*ALONE)
+                reached = len(accepted)
+                wait_until(lambda reached=reached: len(accepted) > reached + 100, 30, "some load")  # type: ignore[misc]
+                worker.kill()
+        finally:
+            enough.set()
+            loading.join()
+        system.worker(*ALONE)
+        system.wait_empty(60)
+        assert set(accepted) - set(system.ids(TOPIC)) == set()
+
+
+def test_a_countdown_longer_than_the_lease(redis_url: str, kafka: MockKafka) -> None:
+    """Two workers, which live all the time: one of them sends the record, once.
+
+    With Celery's transport and a countdown of 18 s over a visibility timeout of 14 s, the record arrived twice.
+    """
+    with stack(emptied(redis_url), kafka, TRANSPORT="leased", LEASE_S=1) as system:
+        for worker in (system.worker(*ALONE, ready=False), system.worker(*ALONE, ready=False)):
+            worker.wait_ready()
+        sent = send.apply_async((TOPIC, "x"), countdown=5)
+        system.wait_for(TOPIC, {sent.id})
+        system.wait_empty()
+        assert Counter(system.ids(TOPIC)) == {sent.id: 1}
+
+
+def test_a_send_longer_than_the_lease(redis_url: str, kafka: MockKafka) -> None:
+    """The same while the record is in librdkafka's hands: a living worker renews what it holds."""
+    with stack(emptied(redis_url), kafka, TRANSPORT="leased", LEASE_S=1) as system:
+        for worker in (system.worker(*ALONE, ready=False), system.worker(*ALONE, ready=False)):
+            worker.wait_ready()
+        kafka.down()
+        sent = send.delay(TOPIC, "x")
+        wait_until(lambda: system.redis.llen("kafka-delivery") == 0, 10, "the message taken")
+        threading.Event().wait(3.5)  # three leases, and the grace until another worker believes that one is over
+        kafka.up()
+        system.wait_empty()
+        assert Counter(system.ids(TOPIC)) == {sent.id: 1}

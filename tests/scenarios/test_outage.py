@@ -1,0 +1,76 @@
+"""A Kafka outage is quiet: nothing accepted before or during it is lost, dead-lettered or parked, no attempt is used,
+and the rest comes by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from kafka_delivery import send
+from kafka_delivery_worker import counts
+from scenarios.watching import ALONE, emptied
+from servers import RealKafka, have_real_kafka, missing, wait_until
+from stack import stack
+
+TOPIC = "outage"
+DOWN_S = 12
+"""Long enough that records time out in librdkafka three times over, with the settings below."""
+
+
+@pytest.mark.real
+def test_kafka_is_killed_under_load(redis_url: str, tmp_path: Path) -> None:
+    """All pools at once: three workers share the load."""
+    if not have_real_kafka():
+        missing("java, and Maven or TEST_KAFKA_LIB")
+    accepted: list[str] = []
+    enough = threading.Event()
+
+    def load() -> None:
+        while not enough.wait(0.02):
+            accepted.append(send.delay(TOPIC, f"record {len(accepted)}").id)
+
+    changes = {"MESSAGE_TIMEOUT_MS": 4000, "REQUEST_TIMEOUT_MS": 2000}
+    with RealKafka(tmp_path) as kafka, stack(emptied(redis_url), kafka, **changes) as system:
+        kafka.create_topic(TOPIC)
+        kafka.create_topic(f"{TOPIC}-dlq")
+        workers = {
+            "in-flight": system.worker(*ALONE, ready=False),
+            "threads": system.worker(*ALONE, "-P", "threads", ready=False),
+            "prefork": system.worker(*ALONE, "-P", "prefork", "-c", "2", ready=False),
+        }
+        for worker in workers.values():
+            worker.wait_ready()
+        loading = threading.Thread(target=load)
+        loading.start()
+        try:
+            wait_until(lambda: len(accepted) > 50, 30, "some load")
+            kafka.kill()
+            killed = len(accepted)
+            time.sleep(DOWN_S)  # the outage itself: nothing in it is waited for
+            restarted = len(accepted)
+            kafka.start()
+            wait_until(lambda: len(accepted) > restarted + 50, 30, "some load after the outage")
+        finally:
+            enough.set()
+            loading.join()
+        assert restarted - killed > DOWN_S * 10, "the application was held up by the outage"
+
+        system.wait_for(TOPIC, set(accepted), timeout=60)
+        system.wait_empty()
+        for worker in workers.values():
+            worker.stop()
+
+        assert system.read(f"{TOPIC}-dlq") == []
+        assert system.parked() == []
+        counted = counts.read(system.redis)[TOPIC]
+        assert set(counted) == {"delivered", "deferred"}
+        assert counted["delivered"] == len(accepted)
+        for pool, worker in workers.items():
+            assert "UnavailableError" in worker.log, f"{pool} met no outage"
+            assert "RetriableError" not in worker.log
+            if pool != "in-flight":  # which logs no success
+                assert "succeeded" in worker.log.rpartition("UnavailableError")[2], f"{pool} did not go on"

@@ -1,0 +1,109 @@
+"""What the scenario tests use besides `stack`: task events, workers of another `-A` module, an empty Redis."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from kafka_delivery import app
+from servers import wait_until
+from stack import BIN, Stack, Worker
+
+ALONE = ("--without-mingle", "--without-gossip")
+"""Options of a worker that does not look for others when it starts: it is ready a second sooner."""
+
+
+class Events:
+    """Task events as Flower gets them; only those sent after it was opened."""
+
+    def __init__(self) -> None:
+        self.all: list[dict[str, Any]] = []
+
+    def of(self, task_id: str) -> list[dict[str, Any]]:
+        """The events of one task, in the order in which they came."""
+        return [event for event in list(self.all) if event.get("uuid") == task_id]
+
+    def types(self, task_id: str) -> list[str]:
+        return [event["type"] for event in self.of(task_id)]
+
+    def wait_for(self, task_id: str, kind: str, timeout: float = 30) -> list[dict[str, Any]]:
+        """Wait until the last event of a task is of this type; return its events."""
+        wait_until(
+            lambda: self.types(task_id)[-1:] == [kind], timeout, f"{kind} of {task_id}; got {self.types(task_id)}"
+        )
+        return self.of(task_id)
+
+
+@contextmanager
+def watched_events() -> Iterator[Events]:
+    """Collect events while the block runs; workers need ``-E``."""
+    events, stop, listening = Events(), threading.Event(), threading.Event()
+
+    def watch() -> None:
+        with app.connection_for_read() as connection:
+            receiver = app.events.Receiver(connection, handlers={"*": events.all.append})
+            with receiver.consumer_context() as (its_own, _, _):
+                while not stop.is_set():
+                    try:
+                        its_own.drain_events(timeout=0.05)
+                    except TimeoutError:
+                        listening.set()  # after one round the subscription stands
+
+    thread = threading.Thread(target=watch, name="task-events", daemon=True)
+    thread.start()
+    assert listening.wait(10), "no subscription to the task events"
+    try:
+        yield events
+    finally:
+        stop.set()
+        thread.join(5)
+
+
+class OtherWorker(Worker):
+    """A worker process that is started with another `-A` module than ours."""
+
+    def __init__(self, env: dict[str, str], module: str, arguments: tuple[str, ...]) -> None:
+        self.log_path = Path(tempfile.mkstemp(prefix="worker-", suffix=".log")[1])
+        self._log = self.log_path.open("ab")
+        self.process = subprocess.Popen(
+            [BIN / "celery", "-A", module, "worker", "--loglevel=INFO", *arguments],
+            env=env,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def other_worker(system: Stack, directory: Path, code: str, *arguments: str, **changes: Any) -> OtherWorker:
+    """Start a worker whose `-A` module is `code`; it is ended with the stack.
+
+    Args:
+        system: whose environment it gets.
+        directory: where the module is written; pytest's `tmp_path`.
+        code: the module; it has to define or import `app`.
+        changes: settings, as for `Stack.worker`.
+    """
+    module = f"other_{len(system.workers)}"
+    (directory / f"{module}.py").write_text(textwrap.dedent(code))
+    env = system.env(**changes)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(directory), env.get("PYTHONPATH"))))
+    started = OtherWorker(env, module, ("-n", f"w{len(system.workers)}@%h", *ALONE, *arguments))
+    system.workers.append(started)
+    started.wait_ready()
+    return started
+
+
+def emptied(redis_url: str) -> str:
+    """Empty the shared Redis for a fixture of a whole module; one that we did not start is left as it is."""
+    if os.environ.get("TEST_REDIS", "valkey") in ("valkey", "real"):
+        with redis.Redis.from_url(redis_url, socket_timeout=5) as client:
+            client.flushall()
+    return redis_url
