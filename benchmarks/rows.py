@@ -1,0 +1,482 @@
+"""The rows of the table: each function measures one thing, ours and the peer's beside each other.
+
+Where a rate is measured, messages in Celery's own format wait in a list before anything is timed; workers are started
+and idle; the list then becomes their queue in one step. What is timed is the steady part of working it off.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field, replace
+
+from load import (
+    STOCK_QUEUE,
+    Process,
+    Servers,
+    Window,
+    bare_loop,
+    batch,
+    call,
+    drain,
+    fill,
+    finish,
+    observe,
+    our_worker,
+    raw_producer,
+    single,
+    stock,
+    stock_worker,
+)
+
+from kafka_delivery import send
+from kafka_delivery.names import QUEUE
+from kafka_delivery_worker.embedded import free_port
+
+VALUE_SIZE = 200
+BATCH = 500
+INTERVAL_S = 0.03
+LITTLE = 60
+"""Bytes of a value in the row about memory: what is in flight is bounded in bytes, and is not the question there."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much each measurement does; `scaled` for trying whether all of it works."""
+
+    rounds: int = 2
+    singles: int = 60_000
+    stock: int = 3_000
+    batches: int = 300
+    raw: int = 400_000
+    window_s: float = 3.0
+    calls_s: float = 2.0
+    sends: int = 300
+    idle_s: float = 10.0
+    waiting: int = 1_000_000
+    down_s: float = 15.0
+    warm: int = 600_000
+
+    @classmethod
+    def short(cls) -> Sizes:
+        return cls(
+            rounds=1, singles=30_000, stock=2_500, batches=150, raw=200_000, calls_s=1.0, idle_s=5.0, waiting=200_000,
+            warm=300_000,
+        )  # fmt: skip
+
+    def scaled(self, factor: float) -> Sizes:
+        """The same with less of everything, but for the rounds."""
+        return Sizes(
+            rounds=self.rounds,
+            singles=max(1_000, int(self.singles * factor)),
+            stock=max(300, int(self.stock * factor)),
+            batches=max(4, int(self.batches * factor)),
+            raw=max(5_000, int(self.raw * factor)),
+            window_s=self.window_s,
+            calls_s=max(0.2, self.calls_s * factor),
+            sends=max(20, int(self.sends * factor)),
+            idle_s=max(1.0, self.idle_s * factor),
+            waiting=max(5_000, int(self.waiting * factor)),
+            down_s=max(1.0, self.down_s * factor),
+            warm=max(10_000, int(self.warm * factor)),
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: for programs.
+        what: for people.
+        unit: of both numbers.
+        peer: who that is; "" where there is none and `wanted` speaks of our number, not of the ratio.
+        wanted: the number that is wanted: at least, or at most if `at_most`; None for what is only to be known.
+        aim: what would be better still.
+        more: of one pass, for whoever looks closer: CPU time for each message, which other load disturbs less.
+    """
+
+    name: str
+    what: str
+    unit: str
+    ours: float
+    peer: str = ""
+    peers: float | None = None
+    wanted: float | None = None
+    at_most: bool = False
+    aim: float | None = None
+    more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.peers is None else self.ours / self.peers
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it is what is wanted; None where nothing is."""
+        if self.wanted is None:
+            return None
+        judged = self.ours if self.ratio is None else self.ratio
+        return judged <= self.wanted if self.at_most else judged >= self.wanted
+
+
+def median(rows: list[Row]) -> Row:
+    """Of several runs of one row: the median of ours, and of the ratios, which is what runs have in common."""
+    ours = statistics.median(row.ours for row in rows)
+    ratios = [row.ratio for row in rows if row.ratio is not None]
+    return replace(rows[0], ours=ours, peers=ours / statistics.median(ratios) if ratios else None)
+
+
+def costs(ours: Window, theirs: Window) -> dict[str, float]:
+    """CPU time in microseconds for each message."""
+    return {
+        "our_worker_us": ours.worker_us,
+        "peers_worker_us": theirs.worker_us,
+        "our_redis_us": ours.redis_us,
+        "peers_redis_us": theirs.redis_us,
+    }
+
+
+Measure = Callable[[], Window]
+
+
+def alternating(rounds: int, *measures: Measure) -> list[Window]:
+    """Each in turn, several times; for each the median. What disturbs the machine disturbs all of them."""
+    runs = [[measure() for measure in measures] for _ in range(rounds)]
+    return [_middle([run[place] for run in runs]) for place in range(len(measures))]
+
+
+def _middle(windows: list[Window]) -> Window:
+    return Window(*(statistics.median(numbers) for numbers in zip(*map(astuple, windows), strict=True)))
+
+
+# -- what is measured, by us and by peers
+@dataclass(frozen=True)
+class Bench:
+    """The servers, and how much is measured."""
+
+    servers: Servers
+    sizes: Sizes
+
+    def ours(
+        self,
+        *arguments: str,
+        count: int | None = None,
+        size: int = VALUE_SIZE,
+        topics: int = 1,
+        workers: int = 1,
+        start: Callable[[], Process] | None = None,
+        distinct: bool = False,
+    ) -> Window:
+        """Plain sends through one worker (in-flight, leased), all confirmed; then exactly these are in Kafka.
+
+        Args:
+            arguments: of the worker.
+            count, size: of the messages, and of their values.
+            topics: which the messages take in turn.
+            workers: how many.
+            start: starts something else that does the same.
+            distinct: also read all of them in the end, and look at their ids.
+        """
+        count = count or self.sizes.singles
+        self.servers.empty()
+        names = self.servers.topics(topics)
+        fill(self.servers, single(self.servers, size), count, names)
+        started: list[Process] = []
+        try:
+            for _ in range(workers):
+                process = start() if start else our_worker(self.servers, *arguments)
+                started.append(process.__enter__())
+            window = drain(self.servers, started, QUEUE, count, seconds=self.sizes.window_s)
+            finish(self.servers, QUEUE)
+        finally:
+            for process in started:
+                process.__exit__()
+        self.servers.expect(names, count, distinct=distinct)
+        return window
+
+    def bare(self) -> Window:
+        """The same messages by a loop without Celery; the same check."""
+        return self.ours(start=lambda: bare_loop(self.servers))
+
+    def stock(self, task: str, pool: str, concurrency: int, *arguments: str) -> Window:
+        """Tasks of stock Celery, from its own queue; settled is what it has acknowledged."""
+        self.servers.empty()
+        fill(self.servers, stock(self.servers, task, VALUE_SIZE), self.sizes.stock, self.servers.topics())
+        with stock_worker(self.servers, pool, concurrency, *arguments) as worker:
+            return drain(self.servers, [worker], STOCK_QUEUE, self.sizes.stock, seconds=self.sizes.window_s)
+
+    def against_empty(self, *arguments: str, rounds: int) -> tuple[Window, str, Window]:
+        """Plain sends, and Celery's empty task with the pool that is the fastest for it."""
+        processes = os.cpu_count() or 1
+        ours, solo, prefork = alternating(
+            rounds,
+            lambda: self.ours(*arguments, distinct=True),
+            lambda: self.stock("empty", "solo", 1, *arguments),
+            lambda: self.stock("empty", "prefork", processes, *arguments),
+        )
+        if solo.per_second > prefork.per_second:
+            return ours, "solo", solo
+        return ours, f"prefork {processes}", prefork
+
+    def batches(self) -> Window:
+        """`send_many` of 500 records through one worker; what counts is how many records are in Kafka."""
+        self.servers.empty()
+        names = self.servers.topics()
+        fill(self.servers, batch(self.servers, BATCH, VALUE_SIZE), self.sizes.batches, names)
+        with our_worker(self.servers) as worker:
+            window = drain(
+                self.servers,
+                [worker],
+                QUEUE,
+                self.sizes.batches,
+                seconds=self.sizes.window_s,
+                delivered=lambda: self.servers.in_kafka(names),
+                records=BATCH,
+            )
+            finish(self.servers, QUEUE)
+        self.servers.expect(names, self.sizes.batches * BATCH)
+        return window
+
+    def raw(self) -> Window:
+        """librdkafka alone with a callback for each record; what counts is how many records are in Kafka."""
+        self.servers.empty()
+        names = self.servers.topics()
+        with raw_producer(self.servers, names[0], self.sizes.raw, VALUE_SIZE) as producer:
+            window = observe(
+                self.servers, [producer], lambda: self.servers.in_kafka(names), self.sizes.raw, self.sizes.window_s
+            )
+            producer.wait_end(60)
+        self.servers.expect(names, self.sizes.raw)
+        return window
+
+    def caller(self, name: str) -> Window:
+        """One process that queues records in a loop, and no worker."""
+        self.servers.empty()
+        before = self.servers.cpu()
+        rate = float(call(self.servers, name, str(self.sizes.calls_s)))
+        return Window(rate, (self.servers.cpu() - before) / rate / self.sizes.calls_s * 1e6, 0)
+
+
+# -- rows
+def singles(bench: Bench) -> list[Row]:
+    """Confirmed single sends a second, one worker, 200-byte values; and what each costs the Redis server."""
+    ours, pool, empty = bench.against_empty(rounds=bench.sizes.rounds)
+    peer = f"Celery's empty task, {pool}"
+    return [
+        Row(
+            "single",
+            "single sends, one worker",
+            "/s",
+            ours.per_second,
+            peer,
+            empty.per_second,
+            15,
+            more=costs(ours, empty),
+        ),
+        Row("redis-cpu", "Redis CPU for each, consuming", "us", ours.redis_us, peer, empty.redis_us, 0.1, at_most=True),
+    ]
+
+
+def tutorial(bench: Bench) -> list[Row]:
+    """The same against a task that produces and flushes, in the better of two numbers of processes."""
+    cores = os.cpu_count() or 1
+    counts = (cores, 2 * cores)
+    ours, *theirs = alternating(
+        1, bench.ours, *(lambda count=count: bench.stock("tutorial", "prefork", count) for count in counts)
+    )
+    best = max(range(len(counts)), key=lambda place: theirs[place].per_second)
+    peer = f"produce and flush, prefork {counts[best]}"
+    theirs_best = theirs[best]
+    more = costs(ours, theirs_best)
+    return [
+        Row("tutorial", "single sends, one worker", "/s", ours.per_second, peer, theirs_best.per_second, 20, more=more)
+    ]
+
+
+def bare(bench: Bench) -> list[Row]:
+    """The same against a loop that claims, decodes, produces and acknowledges, without Celery."""
+    ours, loop = alternating(bench.sizes.rounds, bench.ours, bench.bare)
+    peer = "bare loop without Celery"
+    return [
+        Row(
+            "bare",
+            "single sends, one worker",
+            "/s",
+            ours.per_second,
+            peer,
+            loop.per_second,
+            0.6,
+            aim=0.9,
+            more=costs(ours, loop),
+        )
+    ]
+
+
+def events(bench: Bench) -> list[Row]:
+    """Both with -E: all task events are published, and nobody listens."""
+    ours, pool, empty = bench.against_empty("-E", rounds=1)
+    peer = f"Celery's empty task, {pool}, events"
+    return [
+        Row(
+            "events",
+            "single sends with task events",
+            "/s",
+            ours.per_second,
+            peer,
+            empty.per_second,
+            8,
+            more=costs(ours, empty),
+        )
+    ]
+
+
+def batches(bench: Bench) -> list[Row]:
+    """Records a second by `send_many`, 500 a task, one worker."""
+    ours, raw = alternating(bench.sizes.rounds, bench.batches, bench.raw)
+    peer = "confluent-kafka, a callback per record"
+    return [
+        Row(
+            "send-many",
+            "records by send_many, 500 each",
+            "/s",
+            ours.per_second,
+            peer,
+            raw.per_second,
+            0.4,
+            more=costs(ours, raw),
+        )
+    ]
+
+
+def calls(bench: Bench) -> list[Row]:
+    """`.delay()` calls a second in one process, without a worker."""
+    ours, theirs = alternating(2 * bench.sizes.rounds, lambda: bench.caller("ours"), lambda: bench.caller("stock"))
+    peer = "Celery's .delay(), equal task"
+    return [
+        Row(
+            "delay",
+            ".delay() calls in one caller",
+            "/s",
+            ours.per_second,
+            peer,
+            theirs.per_second,
+            2,
+            aim=3,
+            more=costs(ours, theirs),
+        )
+    ]
+
+
+def bulk(bench: Bench) -> list[Row]:
+    """Single sends a second that one bulk call queues; no row where there is no such call."""
+    if not hasattr(send, "bulk"):
+        return []
+    ours, theirs = alternating(bench.sizes.rounds, lambda: bench.caller("bulk"), lambda: bench.caller("stock"))
+    peer = "Celery's .delay(), equal task"
+    return [
+        Row(
+            "bulk",
+            "single sends queued by send.bulk",
+            "/s",
+            ours.per_second,
+            peer,
+            theirs.per_second,
+            10,
+            more=costs(ours, theirs),
+        )
+    ]
+
+
+def idle(bench: Bench) -> list[Row]:
+    """One send each 30 ms: from before `.delay()` to when the broker appended the record, by the clock of the one host.
+
+    The broker's time has no fractions of a millisecond: one is added. Then nothing is sent, and what the worker costs
+    by being there is measured: CPU from /proc, commands (those in scripts too) from Redis.
+    """
+    bench.servers.empty()
+    (topic,) = bench.servers.topics(config={"message.timestamp.type": "LogAppendTime"})
+    with our_worker(bench.servers) as worker:
+        call(bench.servers, "paced", topic, "1", str(INTERVAL_S))
+        finish(bench.servers, QUEUE)  # the first record of a worker waits until its producer is connected
+        began: dict[str, float] = call(bench.servers, "paced", topic, str(bench.sizes.sends), str(INTERVAL_S))
+        finish(bench.servers, QUEUE)
+        before = bench.servers.stats(), worker.cpu()
+        time.sleep(bench.sizes.idle_s)
+        after = bench.servers.stats(), worker.cpu()
+    ended = bench.servers.appended(topic)
+    latencies = [ended[name] + 1 - start * 1000 for name, start in began.items()]
+    spent = after[0].time - before[0].time
+    commands = (after[0].commands - before[0].commands) / spent
+    more = {"requests_per_second": (after[0].requests - before[0].requests) / spent}
+    cuts = statistics.quantiles(latencies, n=100, method="inclusive")
+    return [
+        Row("latency-p50", "idle: .delay() to delivered, p50", "ms", cuts[49], wanted=10, at_most=True),
+        Row("latency-p99", "idle: .delay() to delivered, p99", "ms", cuts[98], wanted=20, at_most=True),
+        Row("idle-cpu", "idle: a worker's CPU", "%", (after[1] - before[1]) / spent * 100, wanted=1, at_most=True),
+        Row("idle-calls", "idle: Redis commands, in scripts too", "/s", commands, wanted=20, at_most=True, more=more),
+    ]
+
+
+def memory(bench: Bench) -> list[Row]:
+    """How much a worker grows from its start, while very many records wait and Kafka is down."""
+    bench.servers.empty()
+    template = single(bench.servers, LITTLE)
+    with our_worker(bench.servers, BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}") as worker:
+        before = most = worker.rss()
+        fill(bench.servers, template, bench.sizes.waiting, ["orders"], into=QUEUE)
+        until = time.monotonic() + bench.sizes.down_s
+        while time.monotonic() < until:
+            worker.check()
+            most = max(most, worker.rss())
+            time.sleep(0.1)
+        if bench.servers.waiting(QUEUE) != bench.sizes.waiting:
+            raise RuntimeError(f"{bench.servers.waiting(QUEUE)} of {bench.sizes.waiting} records wait")
+    bench.servers.empty()
+    what = f"Kafka down, {bench.sizes.waiting:,} wait: RSS grows by"
+    return [Row("memory", what, "MB", (most - before) / 1e6, wanted=30, at_most=True)]
+
+
+def more_workers(bench: Bench) -> list[Row]:
+    """Two workers against one."""
+    many = 2 * bench.sizes.singles
+    one, two = alternating(1, bench.ours, lambda: bench.ours(workers=2, count=many))
+    return [Row("workers-2", "single sends, 2 workers", "/s", two.per_second, "1 worker", one.per_second)]
+
+
+def larger_values(bench: Bench) -> list[Row]:
+    """Values of 1, 10 and 100 KB against those of 100 bytes."""
+    few = bench.sizes.singles // 3
+    counts = {1_000: few, 10_000: few // 3, 100_000: few // 15}
+    small, *large = alternating(
+        1,
+        lambda: bench.ours(size=100, count=few),
+        *(lambda size=size, count=count: bench.ours(size=size, count=count) for size, count in counts.items()),
+    )
+    return [
+        Row(f"value-{size}", f"single sends of {size // 1000} KB", "/s", window.per_second, "100 B", small.per_second)
+        for size, window in zip(counts, large, strict=True)
+    ]
+
+
+def more_topics(bench: Bench) -> list[Row]:
+    """Sends to 8 and 64 topics in turn against those to one; each topic has four partitions."""
+    few = bench.sizes.singles // 3
+    counts = (8, 64)
+    one, *many = alternating(
+        1,
+        lambda: bench.ours(count=few),
+        *(lambda count=count: bench.ours(topics=count, count=few) for count in counts),
+    )
+    return [
+        Row(f"topics-{count}", f"single sends to {count} topics", "/s", window.per_second, "1 topic", one.per_second)
+        for count, window in zip(counts, many, strict=True)
+    ]
+
+
+Rows = Callable[[Bench], list[Row]]
+
+SHORT: tuple[Rows, ...] = (singles, tutorial, bare, events, batches, calls, bulk, idle, memory)
+FULL: tuple[Rows, ...] = (*SHORT, more_workers, larger_values, more_topics)
