@@ -12,10 +12,9 @@ from typing import Any
 import redis
 from rich.table import Table
 
-from kafka_delivery import names
 from kafka_delivery.dead_letters import TASK_ID_SUFFIX
 from servers import read_all
-from stack import Stack, message_id
+from stack import Stack, leftovers, message_id
 
 from .application import MISSING, TOPIC
 from .trail import task_id_of
@@ -23,9 +22,6 @@ from .trail import task_id_of
 DEAD_LETTER_TOPICS = (f"{TOPIC}-dlq", f"{MISSING}-dlq")
 
 READ_S = 120
-
-# What may be there when nothing waits: bookkeeping, and what is parked.
-KEPT = {names.PARKED, names.PARKED_INDEX, names.COUNTS, names.LEASES, names.LEASE_CLOCK, names.DEATHS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +109,6 @@ def _parked(stack: Stack, accepted: Iterable[Accepted]) -> dict[str, set[str]]:
         task_id = item.id.removesuffix(TASK_ID_SUFFIX)
         parked[item.kind] |= members.get(task_id, {task_id})
     return dict(parked)
-
-
-def leftovers(client: redis.Redis) -> dict[str, int]:
-    """What still waits in Redis: key -> messages in lists, sorted sets and hashes."""
-    left = {}
-    for key in {*client.scan_iter("kafka-delivery*", count=1_000), *client.scan_iter("unacked*", count=1_000)}:
-        count = _size(client, key)
-        if key.decode() not in KEPT and count:
-            left[key.decode()] = count
-    return left
-
-
-def _size(client: redis.Redis, key: bytes) -> int:
-    sizes: Mapping[bytes, Any] = {b"list": client.llen, b"hash": client.hlen, b"zset": client.zcard}
-    kind: Any = client.type(key)
-    return int(sizes[kind](key)) if kind in sizes else 0
 
 
 def _messages(client: redis.Redis, key: str) -> Iterable[bytes]:

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from servers import RealKafka, RealRedis, wait_until
-from stack import Stack
+from stack import Stack, leftovers
 
 from . import account, plan
 from .account import Account
@@ -216,7 +216,7 @@ class System:
         return None
 
     def at_rest(self) -> bool:
-        return not account.leftovers(self.stack.redis) and self.idle_workers() == 0
+        return not leftovers(self.stack.redis) and self.idle_workers() == 0
 
     def idle_workers(self) -> int:
         """Workers that take no messages."""
@@ -228,7 +228,7 @@ class System:
 
     def _counts(self) -> str:
         try:
-            waiting = sum(account.leftovers(self.stack.redis).values())
+            waiting = sum(leftovers(self.stack.redis).values())
         except redis.RedisError:
             waiting = -1
         return (
@@ -273,7 +273,7 @@ def run(options: Options, reporter: Reporter, directory: Path) -> Outcome:
         drained = running.drain()
         idle = 0 if drained is not None else running.idle_workers()
         running.supervisor.stop()
-        left = account.leftovers(running.stack.redis)
+        left = leftovers(running.stack.redis)
         found = account.take(running.stack, running.application.report)
         took = time.time() - reporter.began
         lost = {one.task_id for one in found.lost[:SHOWN_LOST]}
