@@ -144,6 +144,9 @@ class Settings:
     lease_s: float = _setting(
         30.0, "seconds", "what a dead worker held comes back after this; a living one renews it every third of it"
     )
+    max_deaths: int = _setting(
+        5, "workers", "that may die while they hold a message before it is parked: a deployment may kill a few"
+    )
     visibility_timeout_s: int = _setting(
         1_800, "seconds", "what a dead worker held comes back after this; longer than any worker may hold a message"
     )

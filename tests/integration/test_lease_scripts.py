@@ -18,13 +18,16 @@ import redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from kafka_delivery import names
-from kafka_delivery_worker.lease import MAX_DEATHS, Lease, script
+from kafka_delivery_worker.lease import Lease, script
 from kafka_delivery_worker.parking import ParkingStore
 from servers import wait_until
 
 QUEUE = "kafka-delivery"
 OTHER = "kafka-delivery-dlq"
 NOTHING, CLAIMED, SUSPECT, SHUT = 0, 1, 2, -1
+
+DEATHS = 5
+"""What a message may cause by default before it is parked."""
 
 
 @pytest.fixture(params=["wheel", pytest.param("redis-server", marks=pytest.mark.real)])
@@ -440,7 +443,7 @@ def killed(client: redis.Redis, *sent: bytes, times: int, queue: str = QUEUE) ->
 class TestDeaths:
     def test_only_a_reaping_counts(self, client: redis.Redis) -> None:
         publish(client, message(1))
-        for _ in range(MAX_DEATHS + 1):
+        for _ in range(DEATHS + 1):
             worker = Worker(client)
             tags = worker.claim().tags
             worker.claim(0, returns=tags)
@@ -478,7 +481,9 @@ class TestDeaths:
         alone = worker.claim(acks=before.tags)
         assert (alone.items, alone.suspected) == ([suspect], [3])
         assert queued(client) == rest
-        assert worker.claim().items == rest  # which may join it: it was alone when it was begun
+        assert worker.claim().status == SUSPECT  # nothing joins it: an innocent one would be blamed with it
+        assert queued(client) == rest
+        assert worker.claim(acks=alone.tags).items == rest
 
     def test_of_two_suspects_one_is_claimed_at_a_time(self, client: redis.Redis) -> None:
         sent = publish(client, message(1), message(2), message(3))
@@ -553,14 +558,14 @@ class TestDeaths:
     def test_poison_that_is_no_text_is_parked_too(self, client: redis.Redis) -> None:
         raw = message("poison").replace(b"topic", b"\xff\xfe")
         publish(client, raw)
-        killed(client, raw, times=MAX_DEATHS)
+        killed(client, raw, times=DEATHS)
         Worker(client).lease._park_poison()
         (parked,) = ParkingStore(client).list()
         assert parked.data["raw"].encode(errors="surrogateescape") == raw
 
     def test_poison_is_parked_once_by_many(self, client: redis.Redis) -> None:
         publish(client, message("poison"))
-        killed(client, message("poison"), times=MAX_DEATHS)
+        killed(client, message("poison"), times=DEATHS)
         entry = client.lindex(names.POISON, 0)
         Worker(client).lease._park_poison()
         client.rpush(names.POISON, entry)  # as it is for one that was interrupted before it could remove it
@@ -657,9 +662,9 @@ class TestRenewal:
         dead, living = Worker(client), Worker(client)
         dead.claim()
         long_renewed(client)
-        assert living.lease.renew() == 0
+        assert living.lease.renew().over == 0
         client.zadd(names.LEASES, {dead.lease.owner: now(client) - 1, living.lease.owner: now(client) - 1})
-        assert living.lease.renew() == 1
+        assert living.lease.renew().over == 1
         assert queued(client) == sent
         assert client.zscore(names.LEASES, living.lease.owner) > now(client) + 29_000
 
@@ -672,8 +677,8 @@ class TestRenewal:
         client.hset(names.LEASE_CLOCK, "beat", now(client) - 400)
         client.zadd(names.LEASES, {silent.lease.owner: now(client) - 300})
         started = time.monotonic()
-        assert living.lease.renew() == 0
-        while not living.lease.renew():
+        assert living.lease.renew().over == 0
+        while not living.lease.renew().over:
             assert silent.holds == sent
             time.sleep(0.1)
         assert 0.6 <= time.monotonic() - started < 1.2
@@ -684,7 +689,7 @@ class TestRenewal:
         silent, slow = Worker(client, 0.2), Worker(client, 0.2)
         silent.claim()
         for _ in range(5):
-            assert slow.lease.renew() == 0
+            assert slow.lease.renew().over == 0
             time.sleep(0.15)
 
     def test_the_first_worker_of_all_waits_for_a_whole_lease(self, client: redis.Redis) -> None:
@@ -692,7 +697,7 @@ class TestRenewal:
         dead, first = Worker(client, 0.3), Worker(client, 0.3)
         dead.claim()
         dead.dies()
-        assert first.lease.renew() == 0
+        assert first.lease.renew().over == 0
         assert client.hgetall(names.LEASE_CLOCK)
 
     @pytest.mark.parametrize("wrong_ms", [3_600_000, 365 * 86_400_000])
@@ -706,7 +711,7 @@ class TestRenewal:
         client.hset(names.LEASE_CLOCK, mapping={"beat": before, "since": before - 600_000})
         client.zadd(names.LEASES, {dead.lease.owner: before + 200, living.lease.owner: before + 300})
         started = time.monotonic()
-        while not living.lease.renew():
+        while not living.lease.renew().over:
             assert time.monotonic() - started < 3
             time.sleep(0.1)
         assert time.monotonic() - started > 0.25
@@ -719,8 +724,18 @@ class TestRenewal:
         before = now(client) - 3_600_000
         client.hset(names.LEASE_CLOCK, mapping={"beat": before, "since": before - 600_000})
         client.zadd(names.LEASES, {holder.lease.owner: before + 30_000, living.lease.owner: before + 30_000})
-        assert living.lease.renew() == 0
+        assert living.lease.renew().over == 0
         assert len(holder.holds) == 1
+
+    def test_it_says_when_the_next_lease_may_be_over(self, client: redis.Redis) -> None:
+        """So that what a dead worker held comes back within its lease, not at the next look after it."""
+        first, second = Worker(client, 30), Worker(client, 30)
+        long_renewed(client)
+        assert 29 < first.lease.renew().soonest_s < 30.1
+        client.zadd(names.LEASES, {second.lease.owner: now(client) + 2_000})
+        assert 1.5 < first.lease.renew().soonest_s < 2.1
+        long_renewed(client, since_ms=25_000)
+        assert 4.5 < first.lease.renew().soonest_s < 5.1, "before a whole lease has been renewed nobody looks"
 
     def test_a_lease_that_lies_in_a_far_future_ends(self, client: redis.Redis) -> None:
         publish(client, message(1))
@@ -811,7 +826,7 @@ class TestRefusals:
         long_renewed(client)
         dead.dies()
         full()
-        assert living.lease.renew() == 1
+        assert living.lease.renew().over == 1
         living.lease.stop()
         assert sorted(queued(client)) == sorted(sent)
 

@@ -42,6 +42,8 @@ def worker_app() -> Any:
         sentinel = "Sentinel" if s.redis_url.startswith("sentinel://") else ""
         app.conf.broker_transport = f"kafka_delivery_worker.transport:{sentinel}Transport"
     pool = _asked_pool(sys.argv)
+    # Where messages are not leased, a connection that breaks gives back what is in flight, and all of it is sent twice.
+    in_flight = s.pool == "in-flight" and s.leases
     if pool == "prefork":
         # A stopping child waits up to 30 s (300 x 0.1) for its parent to read its last results, which the parent does
         # not do while it stops; then a supervisor's patience is at its end. What is not read is delivered again.
@@ -49,7 +51,7 @@ def worker_app() -> Any:
     app.conf.update(
         broker_transport_options=transport_options(s, s.worker_socket_timeout_s) if s.queue_on_redis else {},
         **result_timeouts(s, s.worker_socket_timeout_s, max_retries=20),
-        worker_pool=pool or (IN_FLIGHT_POOL if s.pool == "in-flight" else DEFAULT_POOL),
+        worker_pool=pool or (IN_FLIGHT_POOL if in_flight else DEFAULT_POOL),
         # Processes are bounded by cores, which is Celery's default; threads by how many sends may wait.
         worker_concurrency={"prefork": None, "solo": 1}.get(pool, s.concurrency),
         worker_prefetch_multiplier=1,  # what a stopping or dying worker holds is what it must give back
@@ -59,7 +61,7 @@ def worker_app() -> Any:
         task_publish_retry_policy={"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1},
     )
     signals.celeryd_after_setup.connect(_started)
-    if s.pool == "in-flight" and not pool:
+    if in_flight and not pool:
         signals.worker_ready.connect(_settle_down)
     signals.worker_shutting_down.connect(_told_to_stop)
     signals.worker_process_shutdown.connect(_process_ends)

@@ -56,6 +56,10 @@ local function suspicion(item)
   return tag and tonumber(redis.call('HGET', deaths, tag) or 0) or 0
 end
 
+if any_suspects and redis.call('HLEN', held) == 1 and suspicion(redis.call('HVALS', held)[1]) >= ALONE_FROM then
+  return answer(2)  -- nothing joins a suspect, so that nothing innocent dies with it
+end
+
 local waiting = {}  -- whether a list or its delayed set holds anything
 local suspect = nil
 for i = 5, #KEYS, 2 do

@@ -15,8 +15,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
 
 from . import engine
-from .engine import REQUEUE_PAUSE_S
-from .lease import REDIS_FAULTS
+from .lease import REDIS_FAULTS, REQUEUE_PAUSE_S
 from .parking import Parked
 
 log = logging.getLogger("kafka_delivery.consumer")

@@ -22,14 +22,12 @@ from kafka_delivery.redis_client import RedisClient
 from .broadcast import Broadcast
 from .classify import Retry, delivery_error, verdict
 from .counts import Counts
+from .lease import REQUEUE_PAUSE_S
 from .parking import Parked, ParkingStore
 from .producer import Outgoing, Producer, Report
 from .topics import TopicCreator
 
 log = logging.getLogger("kafka_delivery.engine")
-
-REQUEUE_PAUSE_S = 2.0
-"""Before a message goes back because Redis refused something: the queue would hand it out again at once."""
 
 stopping = Broadcast()
 """The worker was told to stop: records in flight may finish."""

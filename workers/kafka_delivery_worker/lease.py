@@ -18,7 +18,8 @@ import os
 import threading
 import uuid
 from collections.abc import Callable
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 from kombu.exceptions import KombuError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -34,14 +35,20 @@ REDIS_FAULTS = (RedisError, KombuError, OSError)
 
 UNBOUNDED = 2**40
 
-MAX_DEATHS = 5
-"""Workers that may die with a message before it is parked. From the third on it is claimed alone."""
-
+REQUEUE_PAUSE_S = 2.0
+"""Before a message goes back because Redis refused something: the queue would hand it out again at once."""
 
 @functools.cache
 def script(name: str) -> str:
     """The source of a Lua script that lies beside this module."""
     return importlib.resources.files(__package__).joinpath(f"{name}.lua").read_text()
+
+
+class Renewed(NamedTuple):
+    """How many workers' leases were over, and in how many seconds somebody should look again."""
+
+    over: int
+    soonest_s: float
 
 
 class Lease:
@@ -55,10 +62,16 @@ class Lease:
         seconds: how long a lease lasts without renewal.
         prefix: of every key, kombu's ``global_keyprefix``.
         max_bytes: of messages that may be held at a time.
+        max_deaths: workers that may die with a message before it is parked. From the third on it is claimed alone.
     """
 
     def __init__(
-        self, connect: Callable[[], Any], seconds: float, prefix: str = "", max_bytes: int = UNBOUNDED
+        self,
+        connect: Callable[[], Any],
+        seconds: float,
+        prefix: str = "",
+        max_bytes: int = UNBOUNDED,
+        max_deaths: int = 5,
     ) -> None:
         self.owner = uuid.uuid4().hex
         self.milliseconds = int(seconds * 1000)
@@ -75,6 +88,8 @@ class Lease:
         """Whether the pool works on all that it was given also after a connection broke; it sets this."""
         self._bytes = 0
         self._max_bytes = max_bytes
+        self._max_deaths = max_deaths
+        self._later: list[tuple[float, str]] = []
         self._claims = 0
         self._connect = connect
         self._redis: Any = None
@@ -136,6 +151,20 @@ class Lease:
         """The message goes to the end of its list."""
         self.forget(tag)
         self.returns.append(tag)
+
+    def return_later(self, tag: str, seconds: float) -> None:
+        """The message goes to the end of its list after a pause: at once, it would come back at once."""
+        self._later.append((monotonic() + seconds, tag))
+
+    @property
+    def to_settle(self) -> bool:
+        """Whether there is anything to tell Redis; what was to wait may do so no longer."""
+        if self._later and self._later[0][0] <= monotonic():
+            due = [tag for at, tag in self._later if at <= monotonic()]
+            self._later = self._later[len(due) :]
+            for tag in due:
+                self.returned(tag)
+        return bool(self.acks or self.returns)
 
     def knows(self, holding: int) -> bool:
         """Whether so many messages held in Redis can all be known here."""
@@ -215,24 +244,25 @@ class Lease:
         every = self.milliseconds / 3000
         fault = ""
         while True:
+            wait = every
             try:
-                self.renew()
+                wait = min(every, self.renew().soonest_s)
                 self._park_poison()
                 fault = ""
             except Exception as error:  # whatever it is: without this thread others would take what is worked on here
                 if type(error).__name__ != fault:  # said once for each outage, not every ten seconds
                     fault = type(error).__name__
                     log.warning("lease.not_renewed error=%s", fault)
-            if self._stop.wait(min(every, 1.0) if fault else every):
+            if self._stop.wait(min(every, 1.0) if fault else wait):
                 return
 
-    def renew(self) -> int:
-        """Renew the lease, and return to the queues what workers held whose lease is over; how many workers those were.
+    def renew(self) -> Renewed:
+        """Renew the lease, and return to the queues what workers held whose lease is over.
 
         Raises:
             redis.exceptions.RedisError: it is not renewed.
         """
-        over = self.redis.eval(script("renew"), 2, self.leases, self.clock, self.owner, self.milliseconds)
+        soonest, over = self.redis.eval(script("renew"), 2, self.leases, self.clock, self.owner, self.milliseconds)
         for owner in over:
             try:
                 returned, poisonous = self._reap(owner.decode(), died=True)
@@ -241,12 +271,12 @@ class Lease:
                 continue
             if returned >= 0:
                 log.warning("lease.reaped worker=%s returned=%d poisonous=%d", owner.decode(), returned, poisonous)
-        return len(over)
+        return Renewed(len(over), soonest / 1000)
 
     def _reap(self, owner: str, *tags: str, died: bool) -> tuple[int, int]:
         keys = [self.leases, self.prefix + names.HELD + owner, self.deaths, self.poison]
         returned, poisonous = self.redis.eval(
-            script("reap"), len(keys), *keys, owner, self.prefix, MAX_DEATHS, "1" if died else "0", *tags
+            script("reap"), len(keys), *keys, owner, self.prefix, self._max_deaths, "1" if died else "0", *tags
         )
         return returned, poisonous
 
@@ -254,18 +284,18 @@ class Lease:
         """Move what killed too many workers to the parking store. Interrupted, it is done again and changes nothing."""
         while (entry := self.redis.lindex(self.poison, 0)) is not None:
             queue, _, envelope = entry.decode(errors="surrogateescape").partition("\n")
-            kept = ParkingStore(self.redis, self.prefix).park(poisoned(queue, envelope))
+            kept = ParkingStore(self.redis, self.prefix).park(poisoned(queue, envelope, self._max_deaths))
             self.redis.lrem(self.poison, 1, entry)
             log.error("message.parked kind=poison parked_id=%s", kept)
 
 
-def poisoned(queue: str, envelope: str) -> Parked:
+def poisoned(queue: str, envelope: str, deaths: int) -> Parked:
     """The parked form of a message that took workers down."""
     return Parked(
         id=_id_of(envelope),
         kind="poison",
         error_class="WorkerLost",
-        error_message=f"{MAX_DEATHS} workers died while they held it",
+        error_message=f"{deaths} workers died while they held it",
         content="message",
         data={"queue": queue, "raw": envelope},
     )

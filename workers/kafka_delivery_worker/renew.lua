@@ -1,4 +1,5 @@
 -- Renew a worker's lease, and say whose lease is over. KEYS: leases, clock; ARGV: worker, lease (ms)
+-- Reply: ms until the next lease may be over, so that somebody looks at that moment; workers whose lease is over
 --
 -- A lease that ended while nobody could renew proves nothing: Redis was away, and its owner may be alive. So leases are
 -- only called over when somebody has renewed without a gap for a whole lease, in which every living owner renewed too.
@@ -17,5 +18,7 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (now + (set_
   redis.call('ZADD', KEYS[1], now + lease, worker)
 end
 redis.call('ZADD', KEYS[1], now + lease, ARGV[1])
-if now - since < lease then return {} end
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
+local running = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local soonest = math.max(tonumber(running[2]), since + lease) - now + 1
+if now - since < lease then return {soonest, {}} end
+return {soonest, redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)}

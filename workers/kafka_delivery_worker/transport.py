@@ -23,9 +23,10 @@ from kombu.compression import decompress
 from kombu.transport import redis, virtual
 
 from kafka_delivery import settings
+from kafka_delivery.names import QUEUE
 from kafka_delivery.redis_client import RedisClient
 
-from .lease import REDIS_FAULTS, Lease, script
+from .lease import REDIS_FAULTS, REQUEUE_PAUSE_S, Lease, script
 from .parking import Parked, ParkingStore
 
 log = logging.getLogger("kafka_delivery.transport")
@@ -34,7 +35,7 @@ CLAIM = 500
 """Messages that one claim may bring: enough that its round trip costs nothing, few enough to decode in 10 ms."""
 
 IDLE_S = 0.2
-"""How long an idle worker waits in Redis for the first list to fill. The other lists and what becomes due are looked
+"""How long an idle worker waits in Redis for the list of sends to fill. The other lists and what becomes due are looked
 at this often: five times a second and worker, ten calls."""
 
 NOTHING, CLAIMED, SUSPECT, SHUT = 0, 1, 2, -1
@@ -57,7 +58,7 @@ def process_lease() -> Lease:
     """The lease of this worker process."""
     s = settings.current()
     redis = RedisClient(s)
-    return Lease(lambda: redis.client, s.lease_s, redis.prefix, s.max_in_flight_bytes)
+    return Lease(lambda: redis.client, s.lease_s, redis.prefix, s.max_in_flight_bytes, s.max_deaths)
 
 
 class Message(virtual.Message):
@@ -118,10 +119,12 @@ class QoS(redis.QoS):
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """To the end of its list with the next claim; what Celery would drop, say for an impossible ETA, is parked."""
         message = self._delivered.get(delivery_tag)
-        if not requeue and message is not None and self.channel.park_rejected(message):
+        if requeue or message is None:
+            self.channel.lease.returned(delivery_tag)
+        elif self.channel.park_rejected(message):
             self.channel.lease.settled(delivery_tag)
         else:
-            self.channel.lease.returned(delivery_tag)
+            self.channel.lease.return_later(delivery_tag, REQUEUE_PAUSE_S)
         virtual.QoS.ack(self, delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:
@@ -194,7 +197,7 @@ class Channel(redis.Channel):
         """Called on every turn of the event loop while nothing is asked; asks, if there is room."""
         if self._asked:  # kombu gave the connection up and made another, without a word
             self._answer_lost()
-        to_settle = bool(self.lease.acks or self.lease.returns)
+        to_settle = self.lease.to_settle
         if not to_settle and monotonic() < self._quiet_until:
             return
         if not self._reconciled:
@@ -238,8 +241,12 @@ class Channel(redis.Channel):
         self._ask("claim", "EVALSHA", self._script_id, *self.lease.claim_arguments(max(room, 0), lists, *self._sent))
 
     def _wait(self) -> None:
-        """Wait in Redis until the first list has something, taking nothing out: its last message moves to its end."""
-        first = self.lease.prefix + self.active_queues[0]
+        """Wait in Redis until a list has something, taking nothing out: its last message moves to its end.
+
+        Of several queues it is that of sends: a request waits for these, and the wait takes one list.
+        """
+        queues = self.active_queues
+        first = self.lease.prefix + (QUEUE if QUEUE in queues else queues[0])
         seconds = IDLE_S if self._next_due < 0 else min(IDLE_S, self._next_due / 1000 + 0.001)
         self._empty = False
         self._ask("wait", "BLMOVE", first, first, "RIGHT", "RIGHT", seconds)
@@ -337,7 +344,7 @@ class Channel(redis.Channel):
         if kept:
             self.lease.settled(tag)
         else:
-            self.lease.returned(tag)
+            self.lease.return_later(tag, REQUEUE_PAUSE_S)
 
     def park_rejected(self, message: Any) -> bool:
         """Keep what a consumer rejects without wanting it back; False if it cannot be kept now."""
