@@ -1,5 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Each sets up what it needs, in .venv, the first time.
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR: # half a virtual environment is none
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
@@ -13,7 +14,7 @@ help: ## What can be made
 demo: $(VENV)/demo ## The whole way of a record on embedded servers, in a minute; ARGS="--stay" keeps it open
 	$(BIN)/kafka-delivery demo $(ARGS)
 
-test: $(VENV)/dev ## All tests; those that need Java or redis-server are skipped where these are missing
+test: $(VENV)/dev ## The tests that take seconds; what needs java or redis-server is skipped where it is missing
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(VENV)/dev ## The long ones: short forms of chaos and benchmarks, signals, shutdowns

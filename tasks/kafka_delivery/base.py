@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -284,7 +284,7 @@ class Refused:
     """
 
     id: str
-    member: Any
+    member: Any = field(repr=False)
     error: InvalidRecordError
 
     def as_call(self, task: str) -> SimpleNamespace:

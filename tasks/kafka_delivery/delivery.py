@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
@@ -42,7 +42,7 @@ class Write:
     """A write that is not done yet, of so many records."""
 
     records: int
-    do: Callable[[], object]
+    do: Callable[[], object] = field(repr=False)
 
     def __call__(self) -> None:
         self.do()

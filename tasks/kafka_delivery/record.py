@@ -204,6 +204,16 @@ def member_id(batch_id: str, position: int) -> str:
     return str(_uuid7(batch.int >> 80, low))
 
 
+def is_message_id(message_id: Any) -> bool:
+    """Whether it can be the id of a record."""
+    return (
+        isinstance(message_id, str)
+        and 0 < len(message_id) <= MAX_MESSAGE_ID
+        and message_id.isascii()
+        and message_id.isprintable()
+    )
+
+
 def _message_id(message_id: Any) -> str:
     if message_id is None:
         return uuid7()
@@ -211,7 +221,7 @@ def _message_id(message_id: Any) -> str:
         return str(message_id)
     if not isinstance(message_id, str):
         raise InvalidRecordError("message_id", f"must be str or UUID, not {type(message_id).__name__}")
-    if not 0 < len(message_id) <= MAX_MESSAGE_ID or not message_id.isascii() or not message_id.isprintable():
+    if not is_message_id(message_id):
         raise InvalidRecordError("message_id", f"must be 1 to {MAX_MESSAGE_ID} printable ASCII characters")
     return message_id
 

@@ -104,7 +104,9 @@ class Settings:
     dead_letter_suffix: str = _setting("-dlq", "text", "a topic's dead letters go to the topic of this ending")
     dead_letter_topics: dict[str, str] = _setting({}, "JSON object", "dead-letter topics by topic, where not suffixed")
     create_dead_letter_topics: bool = _setting(
-        False, "boolean", "a worker that may create topics is a worker that may create them wrong; on in the demo"
+        False,
+        "boolean",
+        "a worker that may create topics may create them wrong; on in the demo, where its Kafka is a real one",
     )
     dead_letter_partitions: int = _setting(1, "count", "of a dead-letter topic that a worker creates; order is kept")
     dead_letter_replication: int = _setting(-1, "count", "of such a topic; -1 is the cluster's default (KIP-464)")
@@ -124,7 +126,9 @@ class Settings:
     )
 
     concurrency: int = _setting(32, "threads", "sends that wait for their reports at a time; waiting costs no CPU")
-    max_retries: int = _setting(8, "count", "with the backoff below, some ten minutes of a broker's second thoughts")
+    max_retries: int = _setting(
+        8, "count", "with the backoff below, two minutes on average of a broker's second thoughts, four at most"
+    )
     retry_backoff_s: int = _setting(1, "seconds", "first backoff; doubles (Celery takes whole seconds)")
     retry_backoff_max_s: int = _setting(300, "seconds", "longest backoff")
     retry_jitter: bool = _setting(True, "boolean", "records that failed together must not come back together")
@@ -192,8 +196,9 @@ class Settings:
                 raise SettingsError(f"{_variable(f.name)}={value} must be {bound} ({f.metadata['unit']})")
         if self.dead_letter_replication == 0:
             raise SettingsError(f"{_variable('dead_letter_replication')}=0 must be 1 or more, or -1 for the cluster's")
-        if self.transport not in ("leased", "celery"):
-            raise SettingsError(f"{_variable('transport')}={self.transport!r} must be leased or celery")
+        for name, choices in (("transport", ("leased", "celery")), ("pool", ("in-flight", "threads"))):
+            if getattr(self, name) not in choices:
+                raise SettingsError(f"{_variable(name)}={getattr(self, name)!r} must be {' or '.join(choices)}")
         self._check_redis_url()
         self._check_kafka()
         self._check_dead_letters()
@@ -240,6 +245,13 @@ class Settings:
                 raise SettingsError(f"{_variable('producer')}: {name} must be a string, a number or true or false")
             if name in REFUSED_PROPERTIES:
                 raise SettingsError(f"{_variable('producer')}: {name} is refused: {REFUSED_PROPERTIES[name]}")
+
+        buffer = self.producer.get("queue.buffering.max.kbytes", math.inf)
+        if not isinstance(buffer, int | float) or 1024 * buffer <= self.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES:
+            raise SettingsError(
+                f"{_variable('producer')}: queue.buffering.max.kbytes must be a number of KiB that leaves room for one "
+                f"record of {_variable('max_record_bytes')}={self.max_record_bytes} and its dead-letter headers"
+            )
 
     def _check_dead_letters(self) -> None:
         if not self.dead_letter_suffix or not is_topic_name("t" + self.dead_letter_suffix):
@@ -310,8 +322,8 @@ class Settings:
         return f"Settings({', '.join(shown)})"
 
 
-_LEAST = {"linger_ms": 0, "max_retries": 0, "dead_letter_replication": -1}
-"""The least value of numbers that need not be greater than 0."""
+_LEAST = {"linger_ms": 0, "max_retries": 0, "dead_letter_replication": -1, "lease_s": 0.1}
+"""The least value of numbers for which greater than 0 is not the rule."""
 
 _OURS = {"visibility_timeout", "socket_timeout", "socket_connect_timeout"}
 """Options of kombu's Redis transport that have a setting of their own."""

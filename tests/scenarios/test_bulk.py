@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,22 @@ def test_a_bulk_that_fails_on_its_way_says_what_is_queued(delivery: Stack, monke
     assert caught.value.accepted == [f"m{n}" for n in range(500)]
     assert caught.value.unknown == [f"m{n}" for n in range(500, 1000)]
     assert caught.value.unsent == [f"m{n}" for n in range(1000, 1200)]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"topic": "t" * 240, "value": "x"},
+        {"topic": "t" * 240, "value": '"' * 1_000},
+        {"topic": "t", "value": "x", "headers": [("h" * 100, b"\xff" * 100)] * 5},
+    ],
+    ids=["long topics", "quotes", "headers"],
+)
+def test_the_size_of_a_message_counts_all_that_is_in_it(delivery: Stack, shape: dict[str, Any]) -> None:
+    send_many.delay([shape] * 3_000)
+    messages = delivery.redis.lrange("kafka-delivery", 0, -1)
+    delivery.redis.delete("kafka-delivery")
+    assert 800_000 < max(map(len, messages)) < 1_000_000
 
 
 def test_a_large_batch_goes_in_messages_under_a_megabyte(delivery: Stack, topic: str) -> None:

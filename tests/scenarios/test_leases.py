@@ -129,16 +129,17 @@ class TestDeadWorkers:
         ids = records(20)
         code = """
             import os, signal
+            from kafka_delivery import record
             from kafka_delivery_worker import app, lane
 
-            unpack = lane.unpack
+            unpack = record.unpack
 
             def crash(packed):
                 if packed == "poison":
                     os.kill(os.getpid(), signal.SIGKILL)
                 return unpack(packed)
 
-            lane.unpack = crash
+            record.unpack = lane.unpack = crash
         """
         (tmp_path / "crashing.py").write_text(textwrap.dedent(code))
         env = system.env(LEASE_S=0.5) | {"PYTHONPATH": str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", "")}
@@ -396,3 +397,16 @@ def sentinel(directory: Path, master: int) -> Iterator[tuple[int, redis.Redis]]:
         guard.release()
         process.kill()
         process.wait()
+
+
+def test_a_redis_cluster_is_refused_at_start(tmp_path: Path) -> None:
+    """Celery would work on it until the first message that lies on another node."""
+    cluster = {"cluster-enabled": "yes", "cluster-config-file": str(tmp_path / "nodes.conf"), "appendonly": "no"}
+    with MockKafka() as mock, RealRedis(tmp_path, binary=valkey_binary(), options=cluster) as server:
+        system = Stack(server.url, mock, {})
+        worker = system.worker(ready=False)
+        worker.process.wait(30)
+        assert worker.process.returncode != 0
+        assert "KAFKA_DELIVERY_REDIS_URL names a Redis Cluster" in worker.log
+        assert "Traceback" not in worker.log
+        system.close()

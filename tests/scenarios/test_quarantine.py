@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,13 @@ NEVER_A_RECORD: dict[str, Callable[[Envelope], None]] = {
     "no topic": lambda e: wire(e, 2, None),
     "headers as text": lambda e: wire(e, 5, PAYLOAD),
     "headers as numbers": lambda e: wire(e, 5, [1, 2]),
+    "header of half a character": lambda e: wire(e, 5, [["\ud800", PAYLOAD]]),
+    "header with a NUL": lambda e: wire(e, 5, [["a\0b", PAYLOAD]]),
+    "header without a name": lambda e: wire(e, 5, [["", PAYLOAD]]),
+    "topic without room": lambda e: wire(e, 2, "t" * 249),
+    "too large": lambda e: wire(e, 3, PAYLOAD * 100_000),
+    "partition": lambda e: wire(e, 6, True),
+    "timestamp": lambda e: wire(e, 7, 2**62),
     "short": lambda e: with_args(e, [1, "default", TOPIC, PAYLOAD]),
     "long": lambda e: with_args(e, [*body_of(e)[0][0], PAYLOAD]),
     "empty": lambda e: with_args(e, []),
@@ -220,6 +228,41 @@ def test_the_worker_goes_on_and_has_logged_no_payload(working: Stack) -> None:
     sent = send.delay(TOPIC, PAYLOAD)
     working.wait_for(TOPIC, {sent.id})
     assert [worker.log_path for worker in working.workers if PAYLOAD in worker.log] == []
+
+
+def test_an_id_that_is_none_is_parked_and_the_worker_stops_at_once(working: Stack, envelope: Envelope) -> None:
+    """Nothing that failed on its way to librdkafka is waited for."""
+    worker = working.workers[-1]
+    half = "x\ud800"
+    working.redis.lpush(QUEUE, spoilt(envelope, lambda e: None, half))
+    working.wait_empty(5)
+    assert any(item.kind in ("invalid", "undecodable") and item.id.startswith("x\\ud800") for item in working.parked())
+    assert worker.process.poll() is None
+    assert worker.stop(timeout=20) < 15
+    working.worker(*ALONE)
+
+
+def test_what_cannot_be_parked_now_is_not_looked_at_all_the_time(working: Stack) -> None:
+    """A full Redis lets claims pass, for they make room; parking needs some."""
+    used = int(working.redis.info("memory")["used_memory"])
+    before = len(working.parked())
+    working.redis.lpush(QUEUE, PAYLOAD)
+    working.redis.config_set("maxmemory", used // 2)
+    try:
+        wait_until(lambda: evaluations(working) > 0, 5, "a claim")
+        started = evaluations(working)
+        time.sleep(3)
+        assert evaluations(working) - started < 100
+        assert working.waiting == 1
+    finally:
+        working.redis.config_set("maxmemory", 0)
+    wait_until(lambda: len(working.parked()) == before + 1, 10, "it to be parked")
+    wait_empty(working)
+
+
+def evaluations(system: Stack) -> int:
+    stats = system.redis.info("commandstats")
+    return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("evalsha", "eval"))
 
 
 def test_a_message_of_an_unknown_task_returns_to_its_queue(working: Stack, envelope: Envelope, tmp_path: Path) -> None:

@@ -13,15 +13,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import pytest
 
 from kafka_delivery import Record, settings
+from kafka_delivery.base import batch_from
+from kafka_delivery.delivery import Write
 from kafka_delivery.errors import InvalidRecordError
 from kafka_delivery.names import TOPIC_MAX_LENGTH
 from kafka_delivery.record import MAX_TIMESTAMP_MS, uuid7
 from kafka_delivery.settings import Settings
+from kafka_delivery_worker.producer import Outgoing
 
 CARD = "4111-1111-1111-1111"
 ID = "a" * 36
@@ -372,6 +376,15 @@ def _texts(error: BaseException | None) -> Iterator[str]:
     while error is not None:
         yield from (str(error), repr(error))
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def test_what_is_made_of_it_shows_no_payload_either() -> None:
+    """Error reporters show the variables of a function that failed."""
+    bad = {"topic": "orders", "value": "SECRET", "key": "SECRET", "partition": -1}
+    (refused,) = batch_from(([bad],), {}, None)
+    good = Record("orders", "SECRET", "SECRET", {"h": "SECRET"})
+    for shown in (refused, Outgoing.of(good), Write(1, partial(print, "SECRET"))):
+        assert "SECRET" not in repr(shown)
 
 
 def test_its_repr_shows_neither_payload_nor_key_nor_header() -> None:

@@ -26,6 +26,7 @@ FIELDS = dataclasses.fields(Settings)
 KINDS = {field.name: str(field.type).partition("[")[0] for field in FIELDS}
 NUMBERS = [name for name, kind in KINDS.items() if kind in ("int", "float")]
 MAY_BE_ZERO = ["linger_ms", "max_retries", "dead_letter_replication"]
+AT_LEAST = {"lease_s": "0.1 or more"}
 PASSWORD = "hunter2"  # noqa: S105  # the tests look for it where it must not be
 
 
@@ -128,11 +129,15 @@ class TestParsing:
     def test_refuses_what_is_not_positive(self, name: str, text: str) -> None:
         refused = refusal(**{name: text})
         assert refused.startswith(variable(name))
-        assert "must be greater than 0" in refused
+        assert f"must be {AT_LEAST.get(name, 'greater than 0')}" in refused
 
     @pytest.mark.parametrize("name", ["linger_ms", "max_retries"])
     def test_refuses_less_than_none(self, name: str) -> None:
         assert variable(name) in refusal(**{name: "-1"})
+
+    @pytest.mark.parametrize(("name", "typo"), [("pool", "inflight"), ("transport", "lease")])
+    def test_refuses_a_choice_that_there_is_not(self, name: str, typo: str) -> None:
+        assert refusal(**{name: typo}).startswith(f"{variable(name)}={typo!r} must be ")
 
     @pytest.mark.parametrize("text", ["0", "-2"])
     def test_refuses_a_replication_that_no_cluster_has(self, text: str) -> None:
@@ -242,6 +247,13 @@ class TestKafka:
     def test_properties_that_break_the_promise_are_refused_with_the_reason(self, name: str) -> None:
         refused = refusal(producer=json.dumps({"compression.type": "lz4", name: PASSWORD}))
         assert refused == f"KAFKA_DELIVERY_PRODUCER: {name} is refused: {REFUSED_PROPERTIES[name]}"
+
+    def test_a_buffer_has_room_for_a_record(self) -> None:
+        """Else librdkafka says that it is full, for ever, and the worker waits for room."""
+        assert "queue.buffering.max.kbytes" in refusal(producer='{"queue.buffering.max.kbytes": 900}')
+        assert given(producer='{"queue.buffering.max.kbytes": 1000}')
+        large = given(max_record_bytes="100000000")
+        assert librdkafka_properties(large)["queue.buffering.max.kbytes"] * 1024 > 100_000_000
 
     def test_a_property_is_refused_or_has_an_effect(self) -> None:
         """What a worker sets over the user's own would be ignored in silence."""

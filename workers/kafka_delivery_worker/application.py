@@ -15,6 +15,7 @@ from celery import signals
 
 from kafka_delivery import app, settings
 from kafka_delivery.celery_app import result_timeouts, transport_options
+from kafka_delivery.redis_client import RedisClient
 
 from . import engine
 from .lease import REDIS_FAULTS
@@ -86,12 +87,30 @@ def _asked_pool(argv: list[str]) -> str:
 
 
 def _started(**_: Any) -> None:
+    _refuse_redis_cluster(settings.current())
     if not settings.current().leases:
         log.warning("worker.celery_transport: messages have the guarantees of Celery and its broker, which are weaker")
     log.warning("worker.settings %r", settings.current())
     for variable in FOREIGN_VARIABLES:
         if os.environ.get(variable):
             log.warning("worker.ignored variable=%s use=KAFKA_DELIVERY_REDIS_URL", variable)
+
+
+def _refuse_redis_cluster(s: settings.Settings) -> None:
+    """Kombu cannot use one: a worker would fail at its first message that lies on another node."""
+    if not s.queue_on_redis:
+        return
+    try:
+        clustered = RedisClient(s).client.info("cluster")["cluster_enabled"]
+    except REDIS_FAULTS as error:  # it is away; the worker waits for it
+        log.warning("worker.redis_not_checked error=%s", type(error).__name__)
+        return
+    if clustered:
+        # Not an ordinary error: Celery logs those that a signal's receiver raises, and goes on.
+        raise SystemExit(
+            "kafka-delivery: KAFKA_DELIVERY_REDIS_URL names a Redis Cluster, which Celery cannot use; "
+            "name a single Redis or Valkey, or one behind Sentinel"
+        )
 
 
 def _settle_down(**_: Any) -> None:

@@ -59,11 +59,11 @@ class Engine:
         Raises:
             DeliveryError: classified; see `classify.delivery_error`.
         """
-        return self._one(record, _outgoing(record))
+        return self._one(record, Outgoing.of(record))
 
     def deliver_many(self, records: list[Record]) -> list[dict[str, Any] | DeliveryError]:
         """Deliver records side by side; for each, in order, where it is or why not."""
-        return self._deliver([(record, _outgoing(record)) for record in records])
+        return self._deliver([(record, Outgoing.of(record)) for record in records])
 
     def deliver_dead_letter(self, record: Record, why: dict[str, Any]) -> dict[str, Any]:
         """Publish a dead letter; return where it is.
@@ -257,17 +257,6 @@ class Engine:
         self.producer.close(timeout)
         self._alone.close(timeout)
         self._counts.stop()
-
-
-def _outgoing(record: Record) -> Outgoing:
-    return Outgoing(
-        record.topic,
-        record.value_bytes,
-        record.key_bytes,
-        [*record.kafka_headers],
-        record.partition,
-        record.timestamp_ms,
-    )
 
 
 def _had_company(report: Report) -> bool:

@@ -38,6 +38,7 @@ UNBOUNDED = 2**40
 REQUEUE_PAUSE_S = 2.0
 """Before a message goes back because Redis refused something: the queue would hand it out again at once."""
 
+
 @functools.cache
 def script(name: str) -> str:
     """The source of a Lua script that lies beside this module."""

@@ -24,6 +24,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as Client
 
 from kafka_delivery.errors import SettingsError
+from kafka_delivery.record import Record
 from kafka_delivery.settings import DEAD_LETTER_HEADROOM_BYTES, Settings
 
 from .classify import Kind, verdict
@@ -53,6 +54,15 @@ class Outgoing(NamedTuple):
     headers: list[tuple[str, str | bytes | None]]
     partition: int | None
     timestamp_ms: int
+
+    @classmethod
+    def of(cls, record: Record) -> Outgoing:
+        """`record`, for its own topic."""
+        headers: list[tuple[str, str | bytes | None]] = [*record.kafka_headers]
+        return cls(record.topic, record.value_bytes, record.key_bytes, headers, record.partition, record.timestamp_ms)
+
+    def __repr__(self) -> str:
+        return f"Outgoing(topic={self.topic!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +199,9 @@ class Producer:
                     self._finish(pending, Report(error))
             except RuntimeError:  # closed meanwhile, in another thread
                 self._closing = True
+            except BaseException:  # nothing was handed over, and no report will come
+                self._pending.discard(pending)
+                raise
 
     def _current(self) -> tuple[Client, int]:
         with self._lock:
@@ -297,7 +310,7 @@ def librdkafka_properties(s: Settings) -> dict[str, Any]:
         "socket.keepalive.enable": True,
         "reconnect.backoff.max.ms": 2_000,  # librdkafka's 10 s would be added to every outage
         "queue.buffering.max.messages": 10_000,  # the queue in Redis is the buffer
-        "queue.buffering.max.kbytes": 65_536,
+        "queue.buffering.max.kbytes": max(65_536, 2 * s.max_record_bytes // 1024),  # at least one record has to fit
         "allow.auto.create.topics": False,  # a typo is an error, not a topic
         **s.producer,
         "bootstrap.servers": s.bootstrap_servers,

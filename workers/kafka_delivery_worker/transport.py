@@ -57,7 +57,9 @@ except ImportError:
 def process_lease() -> Lease:
     """The lease of this worker process."""
     s = settings.current()
-    redis = RedisClient(s)
+    redis = RedisClient(
+        s, min(s.worker_socket_timeout_s, s.lease_s / 3)
+    )  # a renewal that hangs must leave time for one
     return Lease(lambda: redis.client, s.lease_s, redis.prefix, s.max_in_flight_bytes, s.max_deaths)
 
 
