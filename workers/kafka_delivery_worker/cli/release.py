@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.progress import Progress
 
 from kafka_delivery import settings
@@ -25,7 +26,7 @@ def command(as_json: bool) -> None:
 
     Before a downgrade, with all workers stopped: delayed messages go back to their lists, where Celery's own transport
     finds them and keeps them in the worker's memory until they are due; and what killed workers held goes back when
-    their leases are over.
+    their leases are over, or is parked if it killed too many.
     """
     s = settings.current()
     redis = RedisClient(s)
@@ -44,18 +45,20 @@ def _release_held(client: Any, prefix: str, lease_s: float) -> int:
     """Wait until no dead worker holds anything; how many still do, if they live."""
     lease = Lease(lambda: client, lease_s, prefix)
     deadline = time.monotonic() + 2.5 * lease_s
+    console = Console(stderr=True)  # what a program reads on standard output is the result alone
     try:
-        with Progress(transient=True) as progress:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("waiting for leases to end", total=2.5 * lease_s)
-            while holders := _holders(client, prefix):
+            while True:
                 lease.renew()
-                if time.monotonic() > deadline:
+                lease.park_poison()
+                holders = _holders(client, prefix)
+                if not holders or time.monotonic() > deadline:
                     return holders
                 time.sleep(min(1.0, lease_s / 4))  # a lease ends when it ends
                 progress.update(task, completed=2.5 * lease_s - (deadline - time.monotonic()))
     finally:
         lease.stop()
-    return 0
 
 
 def _holders(client: Any, prefix: str) -> int:
