@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from kafka_delivery import EnqueueError, dead_letter, send
+from kafka_delivery.names import GATE
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka, OrphanGuard, Valkey, free_port
 from scenarios.watching import ALONE, OtherWorker
@@ -250,13 +252,48 @@ class TestOtherTransports:
 
 class TestQueues:
     def test_priorities(self, system: Stack, mock: MockKafka) -> None:
-        for priority in (9, 6, 3, 0):
-            for n in range(3):
-                send.apply_async((TOPIC, "x"), priority=priority, task_id=f"{priority}-{n}")
+        """The higher ones (0 is the highest) are worked off before the lower ones, each in order, in many claims."""
+        sent = {
+            priority: [
+                send.apply_async((TOPIC, "x"), {"partition": 0}, priority=priority, task_id=f"{priority}-{n}").id
+                for n in range(20)
+            ]
+            for priority in (9, 3, 0, 6)
+        }
         assert system.redis.exists(*(f"{QUEUE}\x06\x16{step}" for step in (3, 6, 9))) == 3
-        system.worker(*ALONE, MAX_IN_FLIGHT=1)
-        times = repeats(system, [f"{priority}-{n}" for priority in (0, 3, 6, 9) for n in range(3)])
-        assert set(times.values()) == {1}
+        system.worker(*ALONE, MAX_IN_FLIGHT=7, CONCURRENCY=7)
+        system.wait_empty()
+        assert system.ids(TOPIC) == sent[0] + sent[3] + sent[6] + sent[9]
+
+    def test_nothing_is_taken_while_the_gate_is_shut(self, system: Stack, mock: MockKafka) -> None:
+        system.redis.set(GATE, 1)
+        ids = {*records(20), send.apply_async((TOPIC, "x"), countdown=1, priority=3).id}
+        letter = dead_letter.delay(TOPIC, "x")
+        worker = system.worker(*ALONE)
+
+        def asked() -> int:
+            """How often it wanted to claim; the lease is renewed by EVAL."""
+            stats: dict[str, Any] = system.redis.info("commandstats")
+            return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+
+        before = asked()
+        wait_until(lambda: asked() >= before + 4, 20, "the worker to have asked again and again")
+        assert (held(system), system.waiting) == (0, 22)
+        assert system.read(TOPIC, f"{TOPIC}-dlq") == []
+
+        system.redis.delete(GATE)
+        wait_until(lambda: delivered(system) > 0, 5, "it to begin")  # it looks twice a second
+        system.wait_for(TOPIC, ids)
+        system.wait_for(f"{TOPIC}-dlq", {letter.id.removesuffix("-dlq")})
+
+        system.redis.set(GATE, 1)
+        late = send.delay(TOPIC, "late")
+        before = asked()
+        wait_until(lambda: asked() >= before + 4, 20, "the worker to have asked again and again")
+        assert queued(system) == [late.id]
+        system.redis.delete(GATE)
+        system.wait_for(TOPIC, {late.id})
+        assert worker.process.poll() is None
 
     def test_only_the_queues_that_are_named(self, system: Stack, mock: MockKafka) -> None:
         letter = dead_letter.delay(TOPIC, "x")
