@@ -23,7 +23,7 @@ from kafka_delivery import EnqueueError, dead_letter, send
 from kafka_delivery.names import GATE
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka, OrphanGuard, Valkey, free_port
-from scenarios.watching import ALONE, OtherWorker
+from scenarios.watching import ALONE, OtherWorker, other_worker
 from servers import RealRedis, have_real_redis, missing, valkey_binary, wait_until
 from stack import Stack, Worker, stack
 
@@ -157,6 +157,54 @@ class TestDeadWorkers:
         (parked,) = system.parked()
         assert (parked.id, parked.kind) == (poison.id, "poison")
         assert "poison" not in repeats(system, ids)
+
+
+BUSY = """
+    import os, threading, time
+    from pathlib import Path
+    from celery.signals import worker_ready
+    from kombu.asynchronous import get_event_loop
+    from kafka_delivery_worker import app
+
+    def block():
+        os.write(2, b"BUSY\\n")
+        time.sleep({seconds})
+        os.write(2, b"IDLE\\n")
+
+    def wait_for_the_word(hub):
+        while not Path({word!r}).exists():
+            time.sleep(0.02)
+        hub.call_soon(block)
+
+    @worker_ready.connect
+    def ready(**_):
+        threading.Thread(target=wait_for_the_word, args=(get_event_loop(),), daemon=True).start()
+"""
+
+
+class TestBusyWorkers:
+    def test_one_whose_event_loop_is_stuck_for_three_leases_loses_nothing(
+        self, system: Stack, mock: MockKafka, tmp_path: Path
+    ) -> None:
+        """Something in it blocks, a slow DNS or somebody's signal receiver; it is alive, and says so."""
+        mock.down()
+        word = tmp_path / "word"
+        busy = other_worker(system, tmp_path, BUSY.format(seconds=3.5, word=str(word)), LEASE_S=1)
+        (sent,) = records(1)
+        wait_until(lambda: held(system) == 1, 20, "it to be in flight")
+        watching = system.worker(*ALONE, LEASE_S=1)
+        (key,) = system.redis.scan_iter("kafka-delivery:held:1:*")
+        time.sleep(1.5)  # so that somebody has renewed for a whole lease, and the end of one would be believed
+
+        word.touch()
+        wait_until(lambda: "BUSY" in busy.log, 10, "the event loop to be stuck")
+        wait_until(lambda: "IDLE" in busy.log, 10, "it to go on")
+
+        assert system.redis.hlen(key) == 1, "it is still its own"
+        mock.up()
+        assert repeats(system, [sent]) == {sent: 1}
+        assert reaped(busy, watching) == []
+        assert busy.process.poll() is None
 
 
 class TestBrokenConnections:
