@@ -63,7 +63,7 @@ def test_celerys_transport_delivers_what_leased_workers_had_put_aside_or_held(sy
     done = system.command("release", "--json")
 
     (line,) = done.stdout.splitlines()
-    assert json.loads(line) == {"delayed": 5, "still_held": 0}
+    assert json.loads(line) == {"delayed": 5, "still_held": 0, "still_running": 0}
     assert queued(system) == sent + delayed
     assert (queued(system, LAST_LIST), queued(system, DEAD_LETTERS)) == ([last], [letter])
     assert leftovers(system.redis).keys() == {QUEUE, LAST_LIST, DEAD_LETTERS}
@@ -101,10 +101,10 @@ def test_what_a_living_worker_holds_is_its_own(system: Stack, mock: MockKafka, a
 
     assert done.returncode == 1
     if arguments:
-        assert json.loads(done.stdout) == {"delayed": 0, "still_held": 1}
+        assert json.loads(done.stdout) == {"delayed": 0, "still_held": 1, "still_running": 1}
     else:
         assert done.stdout.splitlines() == [
-            "0 delayed messages are back in their queues; 1 workers still hold messages"
+            "0 delayed messages are back in their queues; 1 workers still run, 1 hold messages"
         ]
     assert count(system, "held") == 5
     assert worker.process.poll() is None
@@ -112,3 +112,15 @@ def test_what_a_living_worker_holds_is_its_own(system: Stack, mock: MockKafka, a
     system.wait_for(TOPIC, sent)
     system.wait_empty()
     assert set(Counter(system.ids(TOPIC)).values()) == {1}
+
+
+def test_beside_a_worker_that_runs_nothing_is_released(system: Stack) -> None:
+    """Delayed messages would be put aside again at once, and the worker's end would leave them there."""
+    system.worker(*ALONE)
+    send.apply_async((TOPIC, "x"), countdown=600)
+    wait_until(lambda: count(system, "delayed") == 1, 20, "it to be put aside")
+
+    done = system.command("release", "--json", check=False)
+
+    assert (done.returncode, json.loads(done.stdout)) == (1, {"delayed": 0, "still_held": 0, "still_running": 1})
+    assert count(system, "delayed") == 1

@@ -31,18 +31,20 @@ def command(as_json: bool) -> None:
     s = settings.current()
     redis = RedisClient(s)
     client, prefix = redis.client, redis.prefix
-    held = _release_held(client, prefix, s.lease_s)
-    released = _release_delayed(client, prefix)
+    held, running = _release_held(client, prefix, s.lease_s)
+    released = 0 if running else _release_delayed(client, prefix)  # a worker that runs would take them back at once
     if as_json:
-        print_json({"delayed": released, "still_held": held})
+        print_json({"delayed": released, "still_held": held, "still_running": running})
     else:
-        click.echo(f"{released} delayed messages are back in their queues; {held} workers still hold messages")
-    if held:
+        click.echo(
+            f"{released} delayed messages are back in their queues; {running} workers still run, {held} hold messages"
+        )
+    if running:
         raise SystemExit(1)
 
 
-def _release_held(client: Any, prefix: str, lease_s: float) -> int:
-    """Wait until no dead worker holds anything; how many still do, if they live."""
+def _release_held(client: Any, prefix: str, lease_s: float) -> tuple[int, int]:
+    """Wait until all leases are over; how many workers still hold messages, and how many run."""
     lease = Lease(lambda: client, lease_s, prefix)
     deadline = time.monotonic() + 2.5 * lease_s
     console = Console(stderr=True)  # what a program reads on standard output is the result alone
@@ -52,17 +54,14 @@ def _release_held(client: Any, prefix: str, lease_s: float) -> int:
             while True:
                 lease.renew()
                 lease.park_poison()
-                holders = _holders(client, prefix)
-                if not holders or time.monotonic() > deadline:
-                    return holders
+                holders = {key.decode()[len(prefix + HELD) :] for key in client.scan_iter(f"{prefix}{HELD}*")}
+                running = holders | {owner.decode() for owner in client.zrange(lease.leases, 0, -1)} - {lease.owner}
+                if not running or time.monotonic() > deadline:
+                    return len(holders), len(running)
                 time.sleep(min(1.0, lease_s / 4))  # a lease ends when it ends
                 progress.update(task, completed=2.5 * lease_s - (deadline - time.monotonic()))
     finally:
         lease.stop()
-
-
-def _holders(client: Any, prefix: str) -> int:
-    return sum(1 for _ in client.scan_iter(f"{prefix}{HELD}*"))
 
 
 def _release_delayed(client: Any, prefix: str) -> int:
