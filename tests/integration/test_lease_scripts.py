@@ -548,7 +548,7 @@ class TestDeaths:
         assert survivor.reaps(worker) == (0, 1)
         assert client.llen(QUEUE) == 0
 
-        survivor.lease._park_poison()
+        survivor.lease.park_poison()
 
         (parked,) = ParkingStore(client).list()
         assert (parked.id, parked.kind, parked.content) == ("poison", "poison", "message")
@@ -559,7 +559,7 @@ class TestDeaths:
         raw = message("poison").replace(b"topic", b"\xff\xfe")
         publish(client, raw)
         killed(client, raw, times=DEATHS)
-        Worker(client).lease._park_poison()
+        Worker(client).lease.park_poison()
         (parked,) = ParkingStore(client).list()
         assert parked.data["raw"].encode(errors="surrogateescape") == raw
 
@@ -567,9 +567,9 @@ class TestDeaths:
         publish(client, message("poison"))
         killed(client, message("poison"), times=DEATHS)
         entry = client.lindex(names.POISON, 0)
-        Worker(client).lease._park_poison()
+        Worker(client).lease.park_poison()
         client.rpush(names.POISON, entry)  # as it is for one that was interrupted before it could remove it
-        Worker(client).lease._park_poison()
+        Worker(client).lease.park_poison()
         assert ParkingStore(client).count() == 1
         assert client.llen(names.POISON) == 0
 
@@ -759,7 +759,7 @@ class TestRenewal:
     ) -> None:
         worker = Worker(client, 0.3)
         failures: list[Exception] = [ValueError("not Redis's"), redis.ConnectionError("gone"), RuntimeError("odd")]
-        monkeypatch.setattr(worker.lease, "_park_poison", lambda: failures and (_ for _ in ()).throw(failures.pop()))
+        monkeypatch.setattr(worker.lease, "park_poison", lambda: failures and (_ for _ in ()).throw(failures.pop()))
         worker.lease.start()
         wait_until(lambda: not failures, 5, "three failures")
         client.delete(names.LEASES)

@@ -18,10 +18,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import billiard.pool
+import celery.app.builtins
 import kombu
 import pytest
 import redis
+from celery import _state
 from celery.concurrency.thread import TaskPool as ThreadPool
+from celery.events.dispatcher import EventDispatcher
 from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
@@ -30,7 +34,8 @@ from kombu.asynchronous import Hub
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
-from kafka_delivery import app, send
+from kafka_delivery import app, base, celery_app, dead_letter, send, send_many
+from kafka_delivery.delivery import BatchResult
 from kafka_delivery.names import GATE, HELD
 from kafka_delivery_worker import consumer, lane, pool, request, transport
 from kafka_delivery_worker.embedded import MockKafka, Valkey
@@ -92,6 +97,45 @@ OVERRIDDEN = {
     "LaneRequest.terminate": "self pool signal=",
 }
 
+OF_CALLERS = {
+    # The same of what callers load too, and of what only stands for something of Celery's. What is no method there has
+    # no arguments.
+    "IsolatedCelery.__init__": (
+        "self main= loader= backend= amqp= events= log= control= set_as_current= tasks= broker= include= changes= "
+        "config_source= fixups= task_cls= autofinalize= namespace= strict_typing= config_source_silent= **kwargs"
+    ),
+    "IsolatedCelery.finalize": "self auto=",
+    "IsolatedCelery.pool": "self",
+    "IsolatedCelery.connection": (
+        "self hostname= userid= password= virtual_host= port= ssl= connect_timeout= transport= transport_options= "
+        "heartbeat= login_method= failover_strategy= **kwargs"
+    ),
+    "IsolatedCelery.connection_for_read": "self url= **kwargs",
+    "IsolatedCelery.connection_for_write": "self url= **kwargs",
+    "IsolatedCelery.backend_cls": "",
+    "IsolatedCelery._load_config": "self",
+    "IsolatedAMQP.producer_pool": "self",
+    "Loader.read_configuration": "self env=",
+    "DeliveryTask.max_retries": "",
+    "DeliveryTask.apply_async": "self args= kwargs= task_id= producer= link= link_error= shadow= **options",
+    "DeliveryTask.__call__": "self *args **kwargs",
+    "DeliveryTask.retry": "self args= kwargs= exc= throw= eta= countdown= max_retries= **options",
+    "Send.delay": "self *args **kwargs",
+    "Send.run": "self *args **kwargs",
+    "SendMany.delay": "self *args **kwargs",
+    "SendMany.apply_async": "self args= kwargs= task_id= producer= link= link_error= shadow= **options",
+    "SendMany.run": "self *args **kwargs",
+    "DeadLetter.delay": "self *args **kwargs",
+    "DeadLetter.run": "self *args **kwargs",
+    "BatchResult.get": (
+        "self timeout= propagate= interval= callback= no_ack= on_message= disable_sync_subtasks= on_interval="
+    ),
+    "_AnnouncedEvents.send": "self type blind= utcoffset= retry= retry_policy= Event= **fields",
+}
+
+STANDS_FOR = {lane._AnnouncedEvents: EventDispatcher}
+"""What is handed to Celery in the place of its own, and is not derived from it."""
+
 CLASSES = {
     each.__name__: each
     for each in (
@@ -106,18 +150,39 @@ CLASSES = {
     )
 }
 
+CLASSES_OF_CALLERS = {
+    each.__name__: each
+    for each in (
+        celery_app.IsolatedCelery,
+        celery_app.IsolatedAMQP,
+        celery_app.Loader,
+        base.DeliveryTask,
+        type(send),
+        type(send_many),
+        type(dead_letter),
+        BatchResult,
+        lane._AnnouncedEvents,
+    )
+}
+
+ALL_CLASSES, ALL_OVERRIDDEN = CLASSES | CLASSES_OF_CALLERS, OVERRIDDEN | OF_CALLERS
+
+NOTHING = object()
+
 
 def upstream(ours: type, name: str) -> Any:
-    """The same attribute of the nearest class that is not ours; None if there is none."""
-    for base in ours.__mro__[1:]:
-        if not base.__module__.startswith("kafka_delivery") and base is not object and name in vars(base):
-            return vars(base)[name]
-    return None
+    """The same attribute of the nearest class that is not ours; NOTHING if there is none."""
+    for each in STANDS_FOR.get(ours, ours).__mro__[ours not in STANDS_FOR :]:
+        if not each.__module__.startswith("kafka_delivery") and each is not object and name in vars(each):
+            return vars(each)[name]
+    return NOTHING
 
 
 def parameters(method: Any) -> str:
     marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     function = method.fget if isinstance(method, property) else method
+    if not callable(function):
+        return ""
     return " ".join(
         marks.get(p.kind, "") + p.name + ("" if p.default is p.empty else "=")
         for p in inspect.signature(function).parameters.values()
@@ -128,17 +193,19 @@ class TestSignatures:
     def test_every_method_that_is_overridden_is_listed_here(self) -> None:
         found = {
             f"{name}.{method}"
-            for name, ours in CLASSES.items()
+            for name, ours in ALL_CLASSES.items()
             for method, value in vars(ours).items()
             if inspect.isfunction(value) or isinstance(value, property)
-            if upstream(ours, method) is not None or method in ("__init__",)
+            if upstream(ours, method) is not NOTHING and not (ours in STANDS_FOR and method == "__init__")
         }
-        assert found == set(OVERRIDDEN)
+        assert found == set(ALL_OVERRIDDEN)
 
-    @pytest.mark.parametrize("name", OVERRIDDEN)
+    @pytest.mark.parametrize("name", ALL_OVERRIDDEN)
     def test_it_is_still_there_with_the_same_arguments(self, name: str) -> None:
         ours, _, method = name.partition(".")
-        assert parameters(upstream(CLASSES[ours], method)) == OVERRIDDEN[name]
+        found = upstream(ALL_CLASSES[ours], method)
+        assert found is not NOTHING
+        assert parameters(found) == ALL_OVERRIDDEN[name]
 
     def test_nothing_of_kombus_is_overridden_by_accident(self) -> None:
         """Names of our own on a channel that kombu uses for something else."""
@@ -984,6 +1051,35 @@ class TestUsed:
             executor.submit(print).result(5)
             assert [thread.is_alive() for thread in executor._threads] == [True]
         assert not any(thread.is_alive() for thread in executor._threads)
+
+    def test_attributes_of_an_app(self) -> None:
+        """Of Celery's own, which an isolated one must not change."""
+        stranger = celery.Celery("stranger", broker="memory://", set_as_current=False)
+        try:
+            assert stranger in _state._get_active_apps()
+            assert app not in _state._get_active_apps()
+        finally:
+            _state._deregister_app(stranger)
+        assert stranger not in _state._get_active_apps()
+        assert isinstance(_state._on_app_finalizers, set)
+        own = [each for each in _state._on_app_finalizers if each.__module__ == celery.app.builtins.__name__]
+        assert {parameters(each) for each in own} == {"app"}
+        for register in own:
+            register(stranger)
+        assert {"celery.chain", "celery.group", "celery.chord"} <= set(stranger._tasks)
+        used = {"_pool", "_preconf", "_pending", "_tasks", "_finalize_mutex", "finalized", "on_after_finalize"}
+        assert used <= set(dir(stranger))
+        assert parameters(celery.Celery._ensure_after_fork) == "self"
+        assert stranger.amqp._producer_pool is None
+        assert "backend_cls" in celery.Celery._get_backend.__code__.co_names
+        assert callable(celery.Task._get_app)
+
+    def test_what_a_stopping_child_of_prefork_waits_for(self) -> None:
+        """It is a global of a module, read each time."""
+        limit = "GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT"
+        assert isinstance(getattr(billiard.pool, limit), int)
+        assert limit in billiard.pool.Worker._ensure_messages_consumed.__code__.co_names
+        assert billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL == 0.1
 
 
 SPIES = """

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -15,12 +16,17 @@ from kafka_delivery import send
 from kafka_delivery_worker.embedded import MockKafka
 from scenarios.watching import ALONE, emptied
 from servers import wait_until
-from stack import stack
+from stack import Stack, Worker, stack
 
 TOPIC = "holes"
 
 LOSES = pytest.mark.xfail(
-    reason="the stock transport pops a message before it records it; closed by the leased transport"
+    raises=AssertionError,  # the hole itself; a test that did not come so far has failed
+    reason="the stock transport pops a message before it records it; closed by the leased transport",
+)
+REPEATS = pytest.mark.xfail(
+    raises=AssertionError,
+    reason="the stock transport takes a message that waits in a worker for a lost one; closed by the leased transport",
 )
 
 
@@ -36,15 +42,30 @@ def test_a_worker_is_killed_in_the_moment_it_takes_a_message(redis_url: str, kaf
     """It is stopped while it waits for a message, which Redis then hands to a process that never wakes up again."""
     with stack(emptied(redis_url), kafka, TRANSPORT=transport, LEASE_S=1) as system:
         worker = system.worker(*ALONE)
-        worker.signal(signal.SIGSTOP)
-        sent = send.delay(TOPIC, "x")
-        wait_until(lambda: system.redis.llen("kafka-delivery") == 0 or transport == "leased", 10, "the message taken")
+        sent = stopped_while_it_waits(system, worker) if transport == "celery" else send_to_a_stopped(worker)
         worker.kill()
         if transport == "leased":
             system.worker(*ALONE)  # takes over when the lease is over
-            system.wait_for(TOPIC, {sent.id})
+            system.wait_for(TOPIC, {sent})
         # With the stock transport nobody will ever look at it again: not in the queue, not with a worker.
-        assert system.waiting > 0 or sent.id in system.ids(TOPIC)
+        assert system.waiting > 0 or sent in system.ids(TOPIC)
+
+
+def send_to_a_stopped(worker: Worker) -> str:
+    worker.signal(signal.SIGSTOP)
+    return send.delay(TOPIC, "x").id
+
+
+def stopped_while_it_waits(system: Stack, worker: Worker) -> str:
+    """The same, in a moment in which Redis has a BRPOP of the worker's and gives it the message."""
+    for _ in range(20):
+        sent = send_to_a_stopped(worker)
+        with suppress(TimeoutError):
+            wait_until(lambda: system.redis.llen("kafka-delivery") == 0, 0.5, "the message taken")
+            return sent
+        worker.signal(signal.SIGCONT)  # its BRPOP had just ended
+        system.wait_for(TOPIC, {sent})
+    raise TimeoutError("the worker never waited for a message")
 
 
 def test_workers_are_killed_under_load(redis_url: str, kafka: MockKafka) -> None:
@@ -74,16 +95,41 @@ def test_workers_are_killed_under_load(redis_url: str, kafka: MockKafka) -> None
 
 
 def test_a_countdown_longer_than_the_lease(redis_url: str, kafka: MockKafka) -> None:
-    """Two workers, which live all the time: one of them sends the record, once.
-
-    With Celery's transport and a countdown of 18 s over a visibility timeout of 14 s, the record arrived twice.
-    """
+    """Two workers, which live all the time: one of them sends the record, once."""
     with stack(emptied(redis_url), kafka, TRANSPORT="leased", LEASE_S=1) as system:
         for worker in (system.worker(*ALONE, ready=False), system.worker(*ALONE, ready=False)):
             worker.wait_ready()
         sent = send.apply_async((TOPIC, "x"), countdown=5)
         system.wait_for(TOPIC, {sent.id})
         system.wait_empty()
+        assert Counter(system.ids(TOPIC)) == {sent.id: 1}
+
+
+SHORTEST = {
+    "REQUEST_TIMEOUT_MS": 400,
+    "TOPIC_PROPAGATION_MS": 400,
+    "MESSAGE_TIMEOUT_MS": 500,
+    "VISIBILITY_TIMEOUT_S": 14,
+}
+"""The shortest visibility timeout that the settings accept: twice the wait for a report, and a pause."""
+
+
+@REPEATS
+def test_a_countdown_longer_than_the_visibility_timeout(redis_url: str, kafka: MockKafka) -> None:
+    """One worker keeps the message in its memory; another one that starts meanwhile finds it invisible for too long."""
+    with stack(emptied(redis_url), kafka, TRANSPORT="celery", POOL="threads", **SHORTEST) as system:
+        workers = [system.worker(*ALONE)]
+        sent = send.apply_async((TOPIC, "x"), countdown=35)
+        wait_until(lambda: system.redis.hlen("unacked") == 1, 10, "the message taken")
+        threading.Event().wait(SHORTEST["VISIBILITY_TIMEOUT_S"] + 1)
+        workers.append(system.worker(*ALONE))
+
+        def executed() -> int:
+            return sum(worker.log.count(f"[{sent.id}] succeeded") for worker in workers)
+
+        wait_until(lambda: executed() > 0, 60, "the countdown to end")
+        with suppress(TimeoutError):
+            wait_until(lambda: executed() > 1, 5, "a second execution")
         assert Counter(system.ids(TOPIC)) == {sent.id: 1}
 
 

@@ -14,14 +14,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from kafka_delivery import EnqueueError, dead_letter, send
+from kafka_delivery.names import GATE
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka, OrphanGuard, Valkey, free_port
-from scenarios.watching import ALONE, OtherWorker
+from scenarios.watching import ALONE, OtherWorker, other_worker
 from servers import RealRedis, have_real_redis, missing, valkey_binary, wait_until
 from stack import Stack, Worker, stack
 
@@ -158,6 +160,54 @@ class TestDeadWorkers:
         assert "poison" not in repeats(system, ids)
 
 
+BUSY = """
+    import os, threading, time
+    from pathlib import Path
+    from celery.signals import worker_ready
+    from kombu.asynchronous import get_event_loop
+    from kafka_delivery_worker import app
+
+    def block():
+        os.write(2, b"BUSY\\n")
+        time.sleep({seconds})
+        os.write(2, b"IDLE\\n")
+
+    def wait_for_the_word(hub):
+        while not Path({word!r}).exists():
+            time.sleep(0.02)
+        hub.call_soon(block)
+
+    @worker_ready.connect
+    def ready(**_):
+        threading.Thread(target=wait_for_the_word, args=(get_event_loop(),), daemon=True).start()
+"""
+
+
+class TestBusyWorkers:
+    def test_one_whose_event_loop_is_stuck_for_three_leases_loses_nothing(
+        self, system: Stack, mock: MockKafka, tmp_path: Path
+    ) -> None:
+        """Something in it blocks, a slow DNS or somebody's signal receiver; it is alive, and says so."""
+        mock.down()
+        word = tmp_path / "word"
+        busy = other_worker(system, tmp_path, BUSY.format(seconds=3.5, word=str(word)), LEASE_S=1)
+        (sent,) = records(1)
+        wait_until(lambda: held(system) == 1, 20, "it to be in flight")
+        watching = system.worker(*ALONE, LEASE_S=1)
+        (key,) = system.redis.scan_iter("kafka-delivery:held:1:*")
+        time.sleep(1.5)  # so that somebody has renewed for a whole lease, and the end of one would be believed
+
+        word.touch()
+        wait_until(lambda: "BUSY" in busy.log, 10, "the event loop to be stuck")
+        wait_until(lambda: "IDLE" in busy.log, 10, "it to go on")
+
+        assert system.redis.hlen(key) == 1, "it is still its own"
+        mock.up()
+        assert repeats(system, [sent]) == {sent: 1}
+        assert reaped(busy, watching) == []
+        assert busy.process.poll() is None
+
+
 class TestBrokenConnections:
     def test_nothing_is_lost_and_nothing_is_repeated(self, system: Stack, mock: MockKafka) -> None:
         mock.delay(-1, 30)
@@ -251,13 +301,48 @@ class TestOtherTransports:
 
 class TestQueues:
     def test_priorities(self, system: Stack, mock: MockKafka) -> None:
-        for priority in (9, 6, 3, 0):
-            for n in range(3):
-                send.apply_async((TOPIC, "x"), priority=priority, task_id=f"{priority}-{n}")
+        """The higher ones (0 is the highest) are worked off before the lower ones, each in order, in many claims."""
+        sent = {
+            priority: [
+                send.apply_async((TOPIC, "x"), {"partition": 0}, priority=priority, task_id=f"{priority}-{n}").id
+                for n in range(20)
+            ]
+            for priority in (9, 3, 0, 6)
+        }
         assert system.redis.exists(*(f"{QUEUE}\x06\x16{step}" for step in (3, 6, 9))) == 3
-        system.worker(*ALONE, MAX_IN_FLIGHT=1)
-        times = repeats(system, [f"{priority}-{n}" for priority in (0, 3, 6, 9) for n in range(3)])
-        assert set(times.values()) == {1}
+        system.worker(*ALONE, MAX_IN_FLIGHT=7, CONCURRENCY=7)
+        system.wait_empty()
+        assert system.ids(TOPIC) == sent[0] + sent[3] + sent[6] + sent[9]
+
+    def test_nothing_is_taken_while_the_gate_is_shut(self, system: Stack, mock: MockKafka) -> None:
+        system.redis.set(GATE, 1)
+        ids = {*records(20), send.apply_async((TOPIC, "x"), countdown=1, priority=3).id}
+        letter = dead_letter.delay(TOPIC, "x")
+        worker = system.worker(*ALONE)
+
+        def asked() -> int:
+            """How often it wanted to claim; the lease is renewed by EVAL."""
+            stats: dict[str, Any] = system.redis.info("commandstats")
+            return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+
+        before = asked()
+        wait_until(lambda: asked() >= before + 4, 20, "the worker to have asked again and again")
+        assert (held(system), system.waiting) == (0, 22)
+        assert system.read(TOPIC, f"{TOPIC}-dlq") == []
+
+        system.redis.delete(GATE)
+        wait_until(lambda: delivered(system) > 0, 5, "it to begin")  # it looks twice a second
+        system.wait_for(TOPIC, ids)
+        system.wait_for(f"{TOPIC}-dlq", {letter.id.removesuffix("-dlq")})
+
+        system.redis.set(GATE, 1)
+        late = send.delay(TOPIC, "late")
+        before = asked()
+        wait_until(lambda: asked() >= before + 4, 20, "the worker to have asked again and again")
+        assert queued(system) == [late.id]
+        system.redis.delete(GATE)
+        system.wait_for(TOPIC, {late.id})
+        assert worker.process.poll() is None
 
     def test_only_the_queues_that_are_named(self, system: Stack, mock: MockKafka) -> None:
         letter = dead_letter.delay(TOPIC, "x")

@@ -248,7 +248,7 @@ class Lease:
             wait = every
             try:
                 wait = min(every, self.renew().soonest_s)
-                self._park_poison()
+                self.park_poison()
                 fault = ""
             except Exception as error:  # whatever it is: without this thread others would take what is worked on here
                 if type(error).__name__ != fault:  # said once for each outage, not every ten seconds
@@ -281,8 +281,12 @@ class Lease:
         )
         return returned, poisonous
 
-    def _park_poison(self) -> None:
-        """Move what killed too many workers to the parking store. Interrupted, it is done again and changes nothing."""
+    def park_poison(self) -> None:
+        """Move what killed too many workers to the parking store. Interrupted, it is done again and changes nothing.
+
+        Raises:
+            redis.exceptions.RedisError: what is left is still on its way.
+        """
         while (entry := self.redis.lindex(self.poison, 0)) is not None:
             queue, _, envelope = entry.decode(errors="surrogateescape").partition("\n")
             kept = ParkingStore(self.redis, self.prefix).park(poisoned(queue, envelope, self._max_deaths))

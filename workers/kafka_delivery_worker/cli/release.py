@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.progress import Progress
 
 from kafka_delivery import settings
@@ -25,41 +26,42 @@ def command(as_json: bool) -> None:
 
     Before a downgrade, with all workers stopped: delayed messages go back to their lists, where Celery's own transport
     finds them and keeps them in the worker's memory until they are due; and what killed workers held goes back when
-    their leases are over.
+    their leases are over, or is parked if it killed too many.
     """
     s = settings.current()
     redis = RedisClient(s)
     client, prefix = redis.client, redis.prefix
-    held = _release_held(client, prefix, s.lease_s)
-    released = _release_delayed(client, prefix)
+    held, running = _release_held(client, prefix, s.lease_s)
+    released = 0 if running else _release_delayed(client, prefix)  # a worker that runs would take them back at once
     if as_json:
-        print_json({"delayed": released, "still_held": held})
+        print_json({"delayed": released, "still_held": held, "still_running": running})
     else:
-        click.echo(f"{released} delayed messages are back in their queues; {held} workers still hold messages")
-    if held:
+        click.echo(
+            f"{released} delayed messages are back in their queues; {running} workers still run, {held} hold messages"
+        )
+    if running:
         raise SystemExit(1)
 
 
-def _release_held(client: Any, prefix: str, lease_s: float) -> int:
-    """Wait until no dead worker holds anything; how many still do, if they live."""
+def _release_held(client: Any, prefix: str, lease_s: float) -> tuple[int, int]:
+    """Wait until all leases are over; how many workers still hold messages, and how many run."""
     lease = Lease(lambda: client, lease_s, prefix)
     deadline = time.monotonic() + 2.5 * lease_s
+    console = Console(stderr=True)  # what a program reads on standard output is the result alone
     try:
-        with Progress(transient=True) as progress:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("waiting for leases to end", total=2.5 * lease_s)
-            while holders := _holders(client, prefix):
+            while True:
                 lease.renew()
-                if time.monotonic() > deadline:
-                    return holders
+                lease.park_poison()
+                holders = {key.decode()[len(prefix + HELD) :] for key in client.scan_iter(f"{prefix}{HELD}*")}
+                running = holders | {owner.decode() for owner in client.zrange(lease.leases, 0, -1)} - {lease.owner}
+                if not running or time.monotonic() > deadline:
+                    return len(holders), len(running)
                 time.sleep(min(1.0, lease_s / 4))  # a lease ends when it ends
                 progress.update(task, completed=2.5 * lease_s - (deadline - time.monotonic()))
     finally:
         lease.stop()
-    return 0
-
-
-def _holders(client: Any, prefix: str) -> int:
-    return sum(1 for _ in client.scan_iter(f"{prefix}{HELD}*"))
 
 
 def _release_delayed(client: Any, prefix: str) -> int:
