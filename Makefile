@@ -6,10 +6,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow unit lint acceptance bench bench-long chaos docs clean
+.PHONY: help demo test test-slow unit lint acceptance bench bench-long bench-results chaos docs clean
 
 help: ## What can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(VENV)/demo ## The whole way of a record on embedded servers, in a minute; ARGS="--stay" keeps it open
 	$(BIN)/kafka-delivery demo $(ARGS)
@@ -31,7 +31,7 @@ lint: $(VENV)/dev ## Style and types
 acceptance: $(VENV)/dev ## Real Kafka and Redis: 10,000 varied sends, and an outage of a minute; five minutes
 	$(BIN)/python -m pytest -m acceptance -s $(ARGS)
 
-docs: $(VENV)/demo ## Write the pages that are made from the code
+docs: $(VENV)/demo ## Write the pages that are made from the code and from benchmarks/results.json
 	$(BIN)/python docs/generate.py
 
 clean: ## Remove what was set up and cached
@@ -55,6 +55,10 @@ bench: $(VENV)/dev ## What it does a second, beside its peers in the same run; n
 
 bench-long: $(VENV)/dev ## The same three times, with medians
 	$(BIN)/python benchmarks/bench.py --repeat 3 $(ARGS)
+
+bench-results: $(VENV)/dev ## The same as bench-long, written where docs/scaling.md takes its numbers from, and to that page
+	$(BIN)/python benchmarks/bench.py --repeat 3 --output benchmarks/results.json $(ARGS)
+	$(BIN)/python docs/generate.py
 
 chaos: $(VENV)/dev ## Twenty minutes of everything that can go wrong, and an account at the end
 	$(BIN)/python tests/chaos/chaos.py --seconds 1200 $(ARGS)

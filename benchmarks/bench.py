@@ -4,6 +4,9 @@
     .venv/bin/python benchmarks/bench.py --short    # a look
     .venv/bin/python benchmarks/bench.py --repeat 3 # medians of three passes
 
+The numbers go to benchmarks/latest.json; `make bench-results` writes benchmarks/results.json, which is committed, and
+from it docs/scaling.md.
+
 Needs Linux, java and Maven (or the jars: TEST_KAFKA_LIB), and redis-server. Absolute numbers are this machine's at this
 moment; peers run in the same run, in turn with us, so that ratios mean something. Exit code 1: something did not work.
 """
@@ -72,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     caveats = [*CAVEATS]
     if load > QUIET * (os.cpu_count() or 1):
         caveats.insert(0, f"The machine was busy with something else (load {load:.1f}): do not believe these numbers.")
-    setup = _setup(load) | {"passes": given.repeat, "short": given.short, "seconds": round(time.time() - began)}
+    if given.scale != 1 or given.short or given.only:
+        caveats.insert(0, "Not all messages, or not all measurements: it works, but do not believe these numbers.")
+    setup = _setup(load) | {"passes": given.repeat, "scale": given.scale, "seconds": round(time.time() - began)}
     _show(rows, setup, caveats, faults)
     found = {
         "setup": setup,
@@ -156,8 +161,10 @@ def _as_json(row: Row, passes: list[Row]) -> dict[str, Any]:
         "peers": row.peers,
         "ratio": row.ratio,
         "wanted": row.wanted,
+        "aim": row.aim,
         "at_most": row.at_most,
         "met": row.met,
+        "more": row.more,
         "passes": [
             {"ours": one.ours, "peer": one.peer or None, "peers": one.peers, "more": one.more} for one in passes
         ],

@@ -49,10 +49,8 @@ def bulk(seconds: float) -> float:
     """Single sends per second that `send.bulk()` queues, the making of their `Record`s included."""
     from kafka_delivery import Record, send
 
-    queue: Callable[[Any], Any] = getattr(send, "bulk")  # noqa: B009  # not in every version
-
     def one_chunk() -> None:
-        queue(Record("orders", VALUE) for _ in range(CHUNK))
+        send.bulk(Record("orders", VALUE) for _ in range(CHUNK))
 
     one_chunk()
     return CHUNK * _calls(one_chunk, seconds, warm=1)

@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from callers import noise
 
-from kafka_delivery import Record, send, send_many
-from kafka_delivery.names import HELD, QUEUE
+from kafka_delivery import Record, dead_letter, send, send_many
+from kafka_delivery.names import DELAYED, HELD, LEASES, QUEUE
 from kafka_delivery.record import uuid7
 from kafka_delivery.settings import ENV_PREFIX
 from kafka_delivery_worker.embedded import OrphanGuard
@@ -50,6 +50,13 @@ WARM, TAIL = 0.15, 0.05
 STALLED_S = 30.0
 """Nothing at all was done for so long: the measurement is given up."""
 
+UNSETTLED = """
+local held = redis.call('HLEN', KEYS[3])
+for _, owner in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do held = held + redis.call('HLEN', ARGV[1] .. owner) end
+return held + redis.call('LLEN', KEYS[1])
+"""
+"""At one moment: what a worker takes between two questions would be in neither answer."""
+
 _ID = "01900000-0000-7000-8000-0123456789ab"
 _TOPIC = "topic-of-the-template"
 _TAG, _BODY = "@TAG@", "@BODY@"
@@ -64,11 +71,13 @@ class Window:
     Attributes:
         per_second: messages that were settled, or records that were there.
         redis_us, worker_us: CPU time for each of them, of the server and of all processes of the workers.
+        redis_bytes: memory of the server that each of them took while it waited; 0 where that was not looked at.
     """
 
     per_second: float
     redis_us: float
     worker_us: float
+    redis_bytes: float = 0.0
 
 
 class Stats(NamedTuple):
@@ -99,6 +108,7 @@ class Servers:
         self.kafka = kafka
         self.server = server
         self.redis: Any = redis.Redis.from_url(server.url, socket_timeout=60)
+        self._unsettled = self.redis.register_script(UNSETTLED)
         self._topics = itertools.count()
 
     def env(self, **changes: str) -> dict[str, str]:
@@ -127,17 +137,20 @@ class Servers:
 
     def waiting(self, queue: str) -> int:
         """Messages that are not settled: in the queue, or held by a worker."""
-        held = list(self.redis.scan_iter(HELD + "*", count=1000))
-        with self.redis.pipeline(transaction=True) as pipe:
-            pipe.llen(queue)
-            for key in (b"unacked", *held):
-                pipe.hlen(key)
-            return sum(pipe.execute())
+        return int(self._unsettled(keys=[queue, LEASES, "unacked"], args=[HELD]))
+
+    def delayed(self) -> int:
+        """Messages that wait in Redis for their time."""
+        return sum(self.redis.zcard(key) for key in self.redis.scan_iter(DELAYED + "*", count=1000))
 
     def cpu(self) -> float:
         """Seconds of CPU that the Redis server has used."""
         info = self.redis.info("cpu")
         return float(info["used_cpu_sys"] + info["used_cpu_user"])
+
+    def memory(self) -> int:
+        """Bytes of memory that the data of the Redis server take."""
+        return int(self.redis.info("memory")["used_memory_dataset"])
 
     def stats(self) -> Stats:
         """What the Redis server has done until now."""
@@ -148,8 +161,13 @@ class Servers:
 
     # -- Kafka
     def topics(self, count: int = 1, config: dict[str, str] | None = None) -> list[str]:
-        """New topics of four partitions, which can be written to."""
+        """New topics, which can be written to."""
         names = [f"bench-{next(self._topics)}" for _ in range(count)]
+        self.create(names, config)
+        return names
+
+    def create(self, names: list[str], config: dict[str, str] | None = None) -> None:
+        """Topics of these names, of four partitions each."""
         made = self.kafka.admin.create_topics([NewTopic(name, PARTITIONS, 1, config=config or {}) for name in names])
         for future in made.values():
             future.result(30)
@@ -164,7 +182,6 @@ class Servers:
             )
 
         wait_until(led, 30, f"no leaders for {len(names)} topics")
-        return names
 
     def in_kafka(self, topics: list[str]) -> int:
         """Records in topics that nothing but idempotent producers wrote to: there, each has an offset."""
@@ -395,6 +412,12 @@ def fill(servers: Servers, template: Template, count: int, topics: list[str], in
             chunk, size = [], 0
 
 
+def later(topic: str, seconds: float) -> None:
+    """Queue a send and a dead letter that are due in so many seconds."""
+    for task in (send, dead_letter):
+        task.apply_async((topic, noise(0, 200)), countdown=seconds)
+
+
 # -- measuring
 def drain(
     servers: Servers,
@@ -420,17 +443,33 @@ def drain(
     def settled() -> int:
         return (count - servers.waiting(queue)) * records
 
-    servers.redis.rename("filled", queue)
-    return observe(servers, workers, delivered or settled, total, seconds)
+    def hand_over() -> None:
+        servers.redis.rename("filled", queue)
+
+    return observe(servers, workers, delivered or settled, total, seconds, hand_over)
 
 
-def observe(servers: Servers, workers: list[Process], done: Callable[[], int], total: int, seconds: float) -> Window:
-    """The steady part of going from nothing to `total`; the whole where it goes too fast to see one."""
+def observe(
+    servers: Servers,
+    workers: list[Process],
+    done: Callable[[], int],
+    total: int,
+    seconds: float,
+    begin: Callable[[], None] | None = None,
+) -> Window:
+    """The steady part of going from nothing to `total`; the whole where it goes too fast to see one.
 
-    def point() -> _Point:
-        return _Point(time.monotonic(), done(), servers.cpu(), sum(worker.cpu() for worker in workers))
+    Args:
+        begin: what sets it off, where it has not begun yet.
+    """
 
-    start, first = point(), None
+    def point(progress: int | None = None) -> _Point:
+        now, progress = time.monotonic(), done() if progress is None else progress
+        return _Point(now, progress, servers.cpu(), sum(worker.cpu() for worker in workers))
+
+    start, first = point(0 if begin else None), None
+    if begin:
+        begin()
     progress, moved = start.done, start.time
     while progress < total * (1 - TAIL) and (first is None or time.monotonic() - first.time < seconds):
         time.sleep(SAMPLE_S)
@@ -447,6 +486,8 @@ def observe(servers: Servers, workers: list[Process], done: Callable[[], int], t
     if first is None or last.done - first.done < total / 10:
         first = start
     count = last.done - first.done
+    if count <= 0:
+        raise RuntimeError(f"{first.done} of {total} were done before it began, and {last.done} in the end")
     return Window(
         per_second=count / (last.time - first.time),
         redis_us=(last.redis - first.redis) / count * 1e6,

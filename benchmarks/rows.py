@@ -23,6 +23,7 @@ from load import (
     drain,
     fill,
     finish,
+    later,
     observe,
     our_worker,
     raw_producer,
@@ -31,13 +32,18 @@ from load import (
     stock_worker,
 )
 
-from kafka_delivery import send
-from kafka_delivery.names import QUEUE
+from kafka_delivery import settings
+from kafka_delivery.names import DEAD_LETTER_QUEUE, QUEUE
 from kafka_delivery_worker.embedded import free_port
+from servers import wait_until
 
 VALUE_SIZE = 200
 BATCH = 500
 INTERVAL_S = 0.03
+FAR, FAR_S = 100, 3_600.0
+DUE, SETTLE_S = 4, 0.5
+"""Delayed messages in each of two queues of an idle worker: those of later, and those that become due meanwhile."""
+
 LITTLE = 60
 """Bytes of a value in the row about memory: what is in flight is bounded in bytes, and is not the question there."""
 
@@ -73,7 +79,7 @@ class Sizes:
             singles=max(1_000, int(self.singles * factor)),
             stock=max(300, int(self.stock * factor)),
             batches=max(4, int(self.batches * factor)),
-            raw=max(5_000, int(self.raw * factor)),
+            raw=max(50_000, int(self.raw * factor)),
             window_s=self.window_s,
             calls_s=max(0.2, self.calls_s * factor),
             sends=max(20, int(self.sends * factor)),
@@ -123,20 +129,23 @@ class Row:
 
 
 def median(rows: list[Row]) -> Row:
-    """Of several runs of one row: the median of ours, and of the ratios, which is what runs have in common."""
+    """Of several runs of one row: the medians of ours, of the ratios, which is what runs have in common, of more."""
     ours = statistics.median(row.ours for row in rows)
     ratios = [row.ratio for row in rows if row.ratio is not None]
-    return replace(rows[0], ours=ours, peers=ours / statistics.median(ratios) if ratios else None)
+    more = {name: statistics.median(row.more[name] for row in rows) for name in rows[0].more}
+    return replace(rows[0], ours=ours, peers=ours / statistics.median(ratios) if ratios else None, more=more)
 
 
 def costs(ours: Window, theirs: Window) -> dict[str, float]:
-    """CPU time in microseconds for each message."""
+    """CPU time in microseconds for each message, and bytes in Redis while it waits, where that was looked at."""
     return {
         "our_worker_us": ours.worker_us,
         "peers_worker_us": theirs.worker_us,
         "our_redis_us": ours.redis_us,
         "peers_redis_us": theirs.redis_us,
-    }
+        **{f"{whose}_redis_bytes": one.redis_bytes for whose, one in (("our", ours), ("peers", theirs))
+           if one.redis_bytes},
+    }  # fmt: skip
 
 
 Measure = Callable[[], Window]
@@ -183,7 +192,9 @@ class Bench:
         count = count or self.sizes.singles
         self.servers.empty()
         names = self.servers.topics(topics)
-        fill(self.servers, single(self.servers, size), count, names)
+        template, empty = single(self.servers, size), self.servers.memory()
+        fill(self.servers, template, count, names)
+        each = (self.servers.memory() - empty) / count
         started: list[Process] = []
         try:
             for _ in range(workers):
@@ -195,7 +206,7 @@ class Bench:
             for process in started:
                 process.__exit__()
         self.servers.expect(names, count, distinct=distinct)
-        return window
+        return replace(window, redis_bytes=each)
 
     def bare(self) -> Window:
         """The same messages by a loop without Celery; the same check."""
@@ -274,6 +285,7 @@ def singles(bench: Bench) -> list[Row]:
             peer,
             empty.per_second,
             15,
+            aim=25,
             more=costs(ours, empty),
         ),
         Row("redis-cpu", "Redis CPU for each, consuming", "us", ours.redis_us, peer, empty.redis_us, 0.1, at_most=True),
@@ -346,6 +358,7 @@ def batches(bench: Bench) -> list[Row]:
             peer,
             raw.per_second,
             0.4,
+            aim=0.6,
             more=costs(ours, raw),
         )
     ]
@@ -371,9 +384,7 @@ def calls(bench: Bench) -> list[Row]:
 
 
 def bulk(bench: Bench) -> list[Row]:
-    """Single sends a second that one bulk call queues; no row where there is no such call."""
-    if not hasattr(send, "bulk"):
-        return []
+    """Single sends a second that one bulk call queues."""
     ours, theirs = alternating(bench.sizes.rounds, lambda: bench.caller("bulk"), lambda: bench.caller("stock"))
     peer = "Celery's .delay(), equal task"
     return [
@@ -394,29 +405,44 @@ def idle(bench: Bench) -> list[Row]:
     """One send each 30 ms: from before `.delay()` to when the broker appended the record, by the clock of the one host.
 
     The broker's time has no fractions of a millisecond: one is added. Then nothing is sent, and what the worker costs
-    by being there is measured: CPU from /proc, commands (those in scripts too) from Redis.
+    by being there is measured: CPU from /proc, calls from Redis. It serves two queues, of sends and of dead letters; in
+    both, many messages wait for a time far away, and a few become due while it is measured.
     """
-    bench.servers.empty()
-    (topic,) = bench.servers.topics(config={"message.timestamp.type": "LogAppendTime"})
-    with our_worker(bench.servers) as worker:
-        call(bench.servers, "paced", topic, "1", str(INTERVAL_S))
-        finish(bench.servers, QUEUE)  # the first record of a worker waits until its producer is connected
-        began: dict[str, float] = call(bench.servers, "paced", topic, str(bench.sizes.sends), str(INTERVAL_S))
-        finish(bench.servers, QUEUE)
-        before = bench.servers.stats(), worker.cpu()
-        time.sleep(bench.sizes.idle_s)
-        after = bench.servers.stats(), worker.cpu()
-    ended = bench.servers.appended(topic)
+    servers, seconds = bench.servers, bench.sizes.idle_s
+    servers.empty()
+    (topic,) = servers.topics(config={"message.timestamp.type": "LogAppendTime"})
+    both = [topic, topic + settings.current().dead_letter_suffix]
+    servers.create(both[1:])
+    with our_worker(servers) as worker:
+        for _ in range(FAR):
+            later(topic, FAR_S)
+        wait_until(lambda: servers.delayed() == 2 * FAR, 20, "the delayed messages to be put aside")
+        call(servers, "paced", topic, "1", str(INTERVAL_S))
+        finish(servers, QUEUE)  # the first record of a worker waits until its producer is connected
+        began: dict[str, float] = call(servers, "paced", topic, str(bench.sizes.sends), str(INTERVAL_S))
+        finish(servers, QUEUE)
+        ended, there = servers.appended(topic), servers.in_kafka(both)
+        for place in range(DUE):
+            later(topic, SETTLE_S + seconds * (place + 1) / (DUE + 1))
+        time.sleep(SETTLE_S)
+        before = servers.stats(), worker.cpu()
+        time.sleep(seconds)
+        after = servers.stats(), worker.cpu()
+        for queue in (QUEUE, DEAD_LETTER_QUEUE):
+            finish(servers, queue)
+    delivered = servers.in_kafka(both) - there
+    if (delivered, servers.delayed()) != (2 * DUE, 2 * FAR):
+        raise RuntimeError(f"{delivered} of {2 * DUE} were due, {servers.delayed()} of {2 * FAR} wait for later")
     latencies = [ended[name] + 1 - start * 1000 for name, start in began.items()]
     spent = after[0].time - before[0].time
-    commands = (after[0].commands - before[0].commands) / spent
-    more = {"requests_per_second": (after[0].requests - before[0].requests) / spent}
+    calls = (after[0].requests - before[0].requests) / spent
+    more = {"commands_per_second": (after[0].commands - before[0].commands) / spent}
     cuts = statistics.quantiles(latencies, n=100, method="inclusive")
     return [
         Row("latency-p50", "idle: .delay() to delivered, p50", "ms", cuts[49], wanted=10, at_most=True),
         Row("latency-p99", "idle: .delay() to delivered, p99", "ms", cuts[98], wanted=20, at_most=True),
         Row("idle-cpu", "idle: a worker's CPU", "%", (after[1] - before[1]) / spent * 100, wanted=1, at_most=True),
-        Row("idle-calls", "idle: Redis commands, in scripts too", "/s", commands, wanted=20, at_most=True, more=more),
+        Row("idle-calls", "idle: a worker's calls to Redis", "/s", calls, wanted=20, at_most=True, more=more),
     ]
 
 
@@ -443,7 +469,7 @@ def more_workers(bench: Bench) -> list[Row]:
     """Two workers against one."""
     many = 2 * bench.sizes.singles
     one, two = alternating(1, bench.ours, lambda: bench.ours(workers=2, count=many))
-    return [Row("workers-2", "single sends, 2 workers", "/s", two.per_second, "1 worker", one.per_second)]
+    return [_grown("workers-2", "single sends, 2 workers", two, "1 worker", one)]
 
 
 def larger_values(bench: Bench) -> list[Row]:
@@ -456,7 +482,7 @@ def larger_values(bench: Bench) -> list[Row]:
         *(lambda size=size, count=count: bench.ours(size=size, count=count) for size, count in counts.items()),
     )
     return [
-        Row(f"value-{size}", f"single sends of {size // 1000} KB", "/s", window.per_second, "100 B", small.per_second)
+        _grown(f"value-{size}", f"single sends of {size // 1000} KB", window, "100 B", small)
         for size, window in zip(counts, large, strict=True)
     ]
 
@@ -471,9 +497,13 @@ def more_topics(bench: Bench) -> list[Row]:
         *(lambda count=count: bench.ours(topics=count, count=few) for count in counts),
     )
     return [
-        Row(f"topics-{count}", f"single sends to {count} topics", "/s", window.per_second, "1 topic", one.per_second)
+        _grown(f"topics-{count}", f"single sends to {count} topics", window, "1 topic", one)
         for count, window in zip(counts, many, strict=True)
     ]
+
+
+def _grown(name: str, what: str, window: Window, least: str, small: Window) -> Row:
+    return Row(name, what, "/s", window.per_second, least, small.per_second, more=costs(window, small))
 
 
 Rows = Callable[[Bench], list[Row]]

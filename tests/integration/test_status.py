@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from servers import RealRedis, wait_until
 from stack import Stack
 
 SECRET = "hunter2"  # noqa: S105  # it is in what the tests configure, and must be in nothing that is printed
+
+DUE_MS = 4_102_444_800_000
+DUE = "2100-01-01T00:00:00Z"
 
 STRANGER = """
     from celery import Celery
@@ -43,8 +48,8 @@ def fill(system: Stack) -> None:
     system.redis.hset("unacked", mapping={"tag-1": "message", "tag-2": "message"})
     system.redis.zadd("kafka-delivery:leases:1", {"worker-1": 1, "worker-2": 2})
     system.redis.hset("kafka-delivery:held:1:worker-2", "tag-3", "message")
-    system.redis.zadd("kafka-delivery:delayed:1:kafka-delivery", {"message": 1, "another": 2})
-    system.redis.zadd("kafka-delivery:delayed:1:kafka-delivery\x06\x163", {"message": 1})
+    system.redis.zadd("kafka-delivery:delayed:1:kafka-delivery", {"message": DUE_MS + 5_000, "another": DUE_MS + 9_000})
+    system.redis.zadd("kafka-delivery:delayed:1:kafka-delivery\x06\x163", {"message": DUE_MS})
     store = ParkingStore(system.redis)
     for item_id, kind in (("a", "bug"), ("b", "dead-letter"), ("c", "bug")):
         data = {"value": SECRET}
@@ -62,10 +67,14 @@ def fill(system: Stack) -> None:
 def test_programs_get_one_object(delivery: Stack) -> None:
     fill(delivery)
     none = {"delivered": 0, "retried": 0, "deferred": 0, "dead-lettered": 0, "parked": 0}
-    assert status(delivery) == {
+    found = status(delivery)
+    until = found["next_due"]["kafka-delivery"].pop("in_s")
+    assert until == pytest.approx(DUE_MS / 1000 - time.time(), abs=30)
+    assert found == {
         "queues": {"kafka-delivery": 4, "kafka-delivery-dlq": 1},
         "priorities": {"kafka-delivery": {"3": 1, "9": 1}, "kafka-delivery-dlq": {}},
         "delayed": {"kafka-delivery": 3, "kafka-delivery-dlq": 0},
+        "next_due": {"kafka-delivery": {"at": DUE}, "kafka-delivery-dlq": None},
         "in_flight": 3,
         "parked": {"total": 3, "kinds": {"bug": 2, "dead-letter": 1}},
         "workers": [],
@@ -83,12 +92,13 @@ def test_people_get_tables(delivery: Stack) -> None:
     assert done.stderr == ""
     assert SECRET not in done.stdout
     rows = [" ".join(line.replace("│", " ").split()) for line in done.stdout.splitlines()]
-    assert [row for row in rows if row and row[0] not in "┏┃┡└"] == [
+    assert [re.sub(r"in [\d,]+ s$", "in N s", row) for row in rows if row and row[0] not in "┏┃┡└"] == [
         "Now",
         "waiting in kafka-delivery 4",
         "- of priority 3 1",
         "- of priority 9 1",
         "delayed in kafka-delivery 3",
+        f"- the next is due {DUE}, in N s",
         "waiting in kafka-delivery-dlq 1",
         "in flight 3",
         "parked 3",
@@ -100,6 +110,14 @@ def test_people_get_tables(delivery: Stack) -> None:
         "bills 0 0 4 1 0",
         "orders 7 2 0 0 0",
     ]
+
+
+def test_what_is_overdue_is_shown_as_late(delivery: Stack) -> None:
+    delivery.redis.zadd("kafka-delivery:delayed:1:kafka-delivery-dlq", {"message": time.time() * 1000 - 60_000})
+    due = status(delivery)["next_due"]["kafka-delivery-dlq"]
+    assert due["in_s"] == pytest.approx(-60, abs=30)
+    assert datetime.fromisoformat(due["at"]).timestamp() == pytest.approx(time.time() - 60, abs=30)
+    assert re.search(r"the next is due +│ .*Z, \d+ s late", delivery.command("status").stdout)
 
 
 @pytest.mark.parametrize("transport", ["celery", "leased"])
@@ -117,6 +135,8 @@ def test_what_workers_do_is_seen(delivery: Stack, topic: str, tmp_path: Path, tr
     assert name.startswith("w0@")
     assert found["queues"] == {"kafka-delivery": 0, "kafka-delivery-dlq": 0}
     assert found["in_flight"] + found["delayed"]["kafka-delivery"] == 1  # the one with a countdown
+    if transport == "leased":
+        assert found["next_due"]["kafka-delivery"]["in_s"] == pytest.approx(600, abs=60)
 
     worker.stop()
     after = status(delivery)

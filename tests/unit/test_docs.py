@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -20,6 +21,37 @@ spec.loader.exec_module(generate)
 @pytest.mark.parametrize("name", generate.PAGES)
 def test_a_generated_page_is_up_to_date(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == generate.PAGES[name](), "run `make docs`"
+
+
+def test_scaling_shows_a_whole_run() -> None:
+    found = json.loads(generate.RESULTS.read_text())
+    names = {row["name"] for row in found["rows"]}
+    assert found["faults"] == []
+    assert {"single", "redis-cpu", "delay", "bulk", "workers-2", "value-100000", "topics-64"} <= names
+    assert found["setup"]["seconds"] / found["setup"]["passes"] < 300, (
+        "a pass of `make bench` takes five minutes at most"
+    )
+
+
+def test_what_a_peak_needs() -> None:
+    """Worked out by hand: 8,000 sends a second by a worker; 10 us of Redis for a write and 4 us for a claim."""
+    assert generate.workers(8_000, 8_000) == 2
+    assert generate.workers(8_001, 8_000) == 3
+    assert generate.servers(50_000, 14) == 1  # 0.7 s of its core a second, which is what is wanted at most
+    assert generate.servers(50_001, 14) == 2
+    found = {
+        "rows": [
+            {"name": "single", "ours": 8_000, "more": {"our_worker_us": 100, "our_redis_bytes": 1_500}},
+            {"name": "redis-cpu", "ours": 4.0},
+            {"name": "delay", "more": {"our_redis_us": 10.0}},
+            {"name": "bulk", "more": {"our_redis_us": 1.0}},
+        ]
+    }
+    text = "\n".join(generate.arithmetic(found))
+    assert "one core / 100 us = 10,000" in text
+    assert "**A second Redis** is needed above 50,000 sends a second, or above 140,000" in text
+    assert "is 5.4 GB" in text
+    assert "| 100,000 | 14 | 10 | 1.4 | 2 | 1 |" in text
 
 
 def test_the_readme_is_under_120_lines() -> None:

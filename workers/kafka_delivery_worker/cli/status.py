@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from kombu.transport.redis import Channel
@@ -15,7 +15,7 @@ from kafka_delivery.redis_client import RedisClient
 
 from .. import counts
 from ..parking import ParkingStore
-from .output import console, json_option, print_json, table
+from .output import console, json_option, moment, print_json, table
 
 QUEUES = (QUEUE, DEAD_LETTER_QUEUE)
 
@@ -34,7 +34,8 @@ MOST_PARKED = 10_000
 def command(as_json: bool) -> None:
     """Show what waits, what is in flight, which workers answer, and what became of records so far.
 
-    Delayed is what waits for its time. In flight is what workers hold: it is being sent, or waits there for its time.
+    Delayed is what waits for its time; below it stands when the first of it is due. In flight is what workers hold: it
+    is being sent, or waits there for its time.
     """
     found = status(RedisClient(settings.current(), REDIS_TIMEOUT_S))
     if as_json:
@@ -48,25 +49,28 @@ def status(redis: RedisClient) -> dict[str, Any]:
 
     Returns:
         ``queues``: messages that wait, by queue; ``priorities``: those of them with a Celery priority other than 0, by
-        queue and priority; ``delayed``: messages that wait for their time, by queue; ``in_flight``: messages that
-        workers hold, of all Celery apps that use this database; ``parked``: ``total`` and ``kinds``, by kind, of the
-        oldest MOST_PARKED; ``workers``: names of those that answered and serve one of our queues; ``topics``: counts
-        by topic and outcome, topic "" for what has none.
+        queue and priority; ``delayed``: messages that wait for their time, by queue; ``next_due``: of the first of
+        these, by queue, the time it is due ``at`` (ISO 8601, UTC) and the seconds until then by the clock of Redis,
+        ``in_s``, below 0 when it is late, or None; ``in_flight``: messages that workers hold, of all Celery apps that
+        use this database; ``parked``: ``total`` and ``kinds``, by kind, of the oldest MOST_PARKED; ``workers``: names
+        of those that answered and serve one of our queues; ``topics``: counts by topic and outcome, topic "" for what
+        has none.
 
     Raises:
         redis.exceptions.RedisError: Redis cannot be reached or refuses.
     """
-    waiting, delayed, in_flight = _messages(redis)
+    messages = _messages(redis)
     store = ParkingStore(redis.client, redis.prefix)
     topics = counts.read(redis.client, redis.prefix)
     return {
-        "queues": {name: sum(by_priority.values()) for name, by_priority in waiting.items()},
+        "queues": {name: sum(by_priority.values()) for name, by_priority in messages.waiting.items()},
         "priorities": {
             name: {str(step): count for step, count in by_priority.items() if step and count}
-            for name, by_priority in waiting.items()
+            for name, by_priority in messages.waiting.items()
         },
-        "delayed": delayed,
-        "in_flight": in_flight,
+        "delayed": messages.delayed,
+        "next_due": messages.next_due,
+        "in_flight": messages.in_flight,
         "parked": {
             "total": store.count(),
             "kinds": dict(Counter(item.kind for item in islice(store.list(), MOST_PARKED))),
@@ -78,25 +82,41 @@ def status(redis: RedisClient) -> dict[str, Any]:
     }
 
 
-def _messages(redis: RedisClient) -> tuple[dict[str, dict[int, int]], dict[str, int], int]:
-    """Messages that wait, by queue and priority; that wait for their time, by queue; that workers hold."""
+class _Messages(NamedTuple):
+    waiting: dict[str, dict[int, int]]  # by queue and priority
+    delayed: dict[str, int]
+    next_due: dict[str, dict[str, Any] | None]
+    in_flight: int
+
+
+def _messages(redis: RedisClient) -> _Messages:
     prefix = redis.prefix
     lists = [(queue, step, f"{queue}{Channel.sep}{step}" if step else queue)
              for queue in QUEUES for step in Channel.priority_steps]  # fmt: skip
     owners = [owner.decode() for owner in redis.client.zrange(prefix + LEASES, 0, -1)]
     with redis.client.pipeline(transaction=True) as pipe:  # at one moment: what moves meanwhile is counted once
+        pipe.time()
         for _, _, name in lists:
             pipe.llen(prefix + name)
             pipe.zcard(prefix + DELAYED + name)
+            pipe.zrange(prefix + DELAYED + name, 0, 0, withscores=True)
         for key in (Channel.unacked_key, *(HELD + owner for owner in owners)):
             pipe.hlen(prefix + key)
-        lengths = iter(pipe.execute())
+        (seconds, microseconds), *answers = pipe.execute()
+    now_ms = seconds * 1000 + microseconds // 1000
+    found = iter(answers)
     waiting: dict[str, dict[int, int]] = {queue: {} for queue in QUEUES}
     delayed = dict.fromkeys(QUEUES, 0)
+    due: dict[str, list[int]] = {queue: [] for queue in QUEUES}
     for queue, step, _ in lists:
-        waiting[queue][step] = next(lengths)
-        delayed[queue] += next(lengths)
-    return waiting, delayed, sum(lengths)
+        waiting[queue][step] = next(found)
+        delayed[queue] += next(found)
+        due[queue] += [int(at) for _, at in next(found)]
+    return _Messages(waiting, delayed, {queue: _next(times, now_ms) for queue, times in due.items()}, sum(found))
+
+
+def _next(due: list[int], now_ms: int) -> dict[str, Any] | None:
+    return {"at": moment(min(due)), "in_s": (min(due) - now_ms) / 1000} if due else None
 
 
 def _workers() -> list[str]:
@@ -114,6 +134,9 @@ def _show(found: dict[str, Any]) -> None:
         rows += [(f"- of priority {step}", count) for step, count in found["priorities"][queue].items()]
         if found["delayed"][queue]:
             rows.append((f"delayed in {queue}", found["delayed"][queue]))
+        if (due := found["next_due"][queue]) is not None:
+            until = f"in {due['in_s']:,.0f} s" if due["in_s"] >= 0 else f"{-due['in_s']:,.0f} s late"
+            rows.append(("- the next is due", f"{due['at']}, {until}"))
     rows.append(("in flight", found["in_flight"]))
     rows.append(("parked", found["parked"]["total"]))
     rows += [(f"- {kind}", count) for kind, count in found["parked"]["kinds"].items()]
