@@ -18,7 +18,17 @@ import pytest
 import redis
 
 from kafka_delivery_worker.embedded import MockKafka, Valkey
-from servers import KafkaLike, OtherKafka, RealKafka, RealRedis, have_real_kafka, have_real_redis, missing
+from servers import (
+    KafkaLike,
+    OtherKafka,
+    RealKafka,
+    RealRabbit,
+    RealRedis,
+    have_real_kafka,
+    have_real_rabbit,
+    have_real_redis,
+    missing,
+)
 from stack import Stack, stack
 
 SLOW = (
@@ -109,6 +119,15 @@ def real_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRedis]:
     if not have_real_redis():
         missing("redis-server")
     with RealRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def real_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRabbit]:
+    """A RabbitMQ."""
+    if not have_real_rabbit():
+        missing("rabbitmq-server")
+    with RealRabbit(tmp_path_factory.mktemp("rabbit")) as server:
         yield server
 
 

@@ -1,4 +1,5 @@
-"""Real servers for tests and for trying by hand: Apache Kafka, Redis, Valkey; and what only tests may do to them.
+"""Real servers for tests and for trying by hand: Apache Kafka, Redis, Valkey, RabbitMQ; and what only tests may do to
+them.
 
 Plain classes, no pytest fixtures. Every server listens on the loopback interface, keeps its ports and its data over
 `kill()` and `start()`, and dies with the process that started it.
@@ -12,6 +13,7 @@ import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, Protocol, Self
 
+import amqp
 import redis
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition, cimpl
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported, not marked as such
@@ -63,6 +66,17 @@ def have_real_kafka() -> bool:
 def have_real_redis() -> bool:
     """Whether `RealRedis` can start: redis-server is on the PATH."""
     return shutil.which("redis-server") is not None
+
+
+def have_real_rabbit() -> bool:
+    """Whether `RealRabbit` can start: RabbitMQ's own script, and Erlang's name server."""
+    return rabbit_script() is not None and shutil.which("epmd") is not None
+
+
+def rabbit_script() -> str | None:
+    """What starts RabbitMQ in this user's name; Debian's on the PATH changes to a user of its own."""
+    own = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    return str(own) if own.exists() else shutil.which("rabbitmq-server")
 
 
 def valkey_binary() -> Path:
@@ -112,7 +126,12 @@ class _Server:
         with self.log_path.open("ab") as log:
             # A session of its own: Ctrl-C in a terminal is for the tests, which then stop their servers.
             self._process = subprocess.Popen(
-                self._command(log), cwd=self.directory, stdout=log, stderr=log, start_new_session=True
+                self._command(log),
+                env=self._environment(),
+                cwd=self.directory,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._guard = OrphanGuard(self.pid)
         try:
@@ -164,6 +183,9 @@ class _Server:
 
     def _command(self, log: IO[bytes]) -> list[str]:
         raise NotImplementedError
+
+    def _environment(self) -> dict[str, str] | None:
+        return None
 
     def _ready(self) -> bool:
         raise NotImplementedError
@@ -326,6 +348,118 @@ class RealRedis(_Server):
         except redis.RedisError:
             return False
         return bool(info["process_id"] == self.pid and not info["loading"])
+
+
+class _Epmd(_Server):
+    """Erlang's name server for one `RealRabbit`, which would otherwise start one that outlives it."""
+
+    name = "epmd"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.port = free_port()
+
+    def _command(self, log: IO[bytes]) -> list[str]:
+        return ["epmd", "-port", str(self.port), "-address", _HOST]
+
+    def _ready(self) -> bool:
+        return _listens(self.port)
+
+
+class RealRabbit(_Server):
+    """A RabbitMQ of one node, without plugins. Its user guest with the password guest may do everything.
+
+    Args:
+        directory: where it keeps settings, log and data; one server's own.
+        settings: lines for rabbitmq.conf.
+    """
+
+    name = "RabbitMQ"
+
+    def __init__(self, directory: Path, *, settings: Mapping[str, str] = {}) -> None:
+        super().__init__(directory)
+        self.port, self._distribution_port = free_port(), free_port()
+        self._node = f"test-{self.port}@localhost"
+        self._settings = {
+            "listeners.tcp.local": f"{_HOST}:{self.port}",
+            "cluster_name": self._node,  # tells it from a stranger on the port
+            "log.console": "true",
+            "log.console.level": "warning",
+            "log.file": "false",
+            **settings,
+        }
+        self._epmd = _Epmd(directory / "epmd")
+
+    @property
+    def url(self) -> str:
+        """Where clients connect; the same after each start."""
+        return f"amqp://guest:guest@{_HOST}:{self.port}//"
+
+    def start(self, timeout: float = 60) -> None:
+        self._epmd.start()
+        try:
+            super().start(timeout)
+        except BaseException:
+            self._epmd.stop()
+            raise
+
+    def pause(self) -> None:
+        """Stop answering without closing a connection (SIGSTOP)."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def counts(self, queue: str) -> int:
+        """Messages that wait in a queue and are with no consumer. Raises amqp.NotFound if there is no such queue."""
+        with self._connection() as connection:
+            return int(connection.channel().queue_declare(queue, passive=True).message_count)
+
+    def _connection(self) -> amqp.Connection:
+        return amqp.Connection(f"{_HOST}:{self.port}", connect_timeout=2)
+
+    def _end(self, number: signal.Signals, timeout: float) -> None:
+        super()._end(number, timeout)
+        self._epmd.stop()
+
+    def _command(self, log: IO[bytes]) -> list[str]:
+        script = rabbit_script()
+        assert script is not None
+        lines = [f"{name} = {value}\n" for name, value in self._settings.items()]
+        (self.directory / "rabbitmq.conf").write_text("".join(lines))
+        (self.directory / "enabled_plugins").write_text("[].\n")
+        (self.directory / "environment.conf").touch()
+        return [script]
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {
+            "HOME": str(self.directory),  # of the cookie
+            "ERL_EPMD_PORT": str(self._epmd.port),
+            "RABBITMQ_CONF_ENV_FILE": str(self.directory / "environment.conf"),  # instead of the machine's
+            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
+            "RABBITMQ_LOG_BASE": str(self.directory / "log"),
+            "RABBITMQ_PID_FILE": str(self.directory / "pid"),
+            "RABBITMQ_NODENAME": self._node,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the server, which then is the process that we know
+        }
+
+    def _ready(self) -> bool:
+        try:
+            with self._connection() as connection:
+                return bool(connection.server_properties["cluster_name"] == self._node)
+        except (OSError, amqp.AMQPError):
+            return False
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((_HOST, port)) == 0
 
 
 @dataclass(frozen=True)
