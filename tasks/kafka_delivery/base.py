@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from amqp.exceptions import AMQPError
 from celery import Task
 from celery.exceptions import Ignore, Reject, Retry
 from celery.result import AsyncResult
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_delivery.task")
 
-PUBLISH_FAULTS = (KombuError, RedisError, OSError)
-"""What a publish raises when Redis is away, refuses or is too slow; anything else is a fault in a call."""
+PUBLISH_FAULTS = (KombuError, RedisError, AMQPError, OSError)
+"""What a publish raises when the queue's server is away, refuses or is too slow; anything else is a fault in a call."""
 
 
 def engine() -> Engine:

@@ -40,12 +40,46 @@ class IsolatedAMQP(AMQP):
     """Celery's takes its producers from a group that all apps of a process share, and resize."""
 
     _producer_pool: Any
+    _confirming_pool: Any = None
 
     @property
     def producer_pool(self) -> Any:
         if self._producer_pool is None:
             self._producer_pool = ProducerPool(self.app.pool, limit=self.app.pool.limit)
         return self._producer_pool
+
+    @property
+    def confirming_pool(self) -> Any:
+        """Producers that wait for RabbitMQ to confirm each message.
+
+        Only tasks need that. While RabbitMQ is short of memory it confirms nothing; a worker's event loop, which
+        publishes its heartbeats and its replies to remote control, must then go on, or nobody would empty the queues.
+        """
+        if self._confirming_pool is None:
+            self.app._ensure_after_fork()
+            connections = self.app.connection_for_write(transport_options={"confirm_publish": True})
+            limit = self.app.conf.broker_pool_limit
+            self._confirming_pool = ProducerPool(connections.Pool(limit=limit), limit=limit)
+        return self._confirming_pool
+
+    def _create_task_sender(self) -> Any:
+        """As Celery's; to RabbitMQ a message counts as sent when it has confirmed that a queue has it."""
+        send = super()._create_task_sender()
+
+        def confirmed(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            s = settings.current()
+            if not s.queue_on_amqp:
+                return send(producer, name, message, **options)
+            patience_s = s.worker_socket_timeout_s if self.app.current_worker_task else s.enqueue_timeout_s
+            with self.confirming_pool.acquire(block=True) as own:
+                try:
+                    return send(own, name, message, **{"confirm_timeout": patience_s, "mandatory": True} | options)
+                except BaseException:
+                    # Its confirmation may still come, and would be taken for that of the next message.
+                    own.connection.collect()
+                    raise
+
+        return confirmed
 
 
 class IsolatedCelery(Celery):
@@ -74,6 +108,11 @@ class IsolatedCelery(Celery):
             for task in self._tasks.values():
                 task.bind(self)
             self.on_after_finalize.send(sender=self)
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        if "amqp" in self.__dict__:
+            self.amqp._confirming_pool = None
 
     @property
     def pool(self) -> Any:
@@ -114,7 +153,7 @@ def configuration(s: settings.Settings) -> dict[str, Any]:
     return {
         "broker_url": s.queue_url,
         "result_backend": s.redis_url,
-        "broker_transport_options": transport_options(s, s.enqueue_timeout_s) if s.queue_on_redis else {},
+        **broker_options(s, s.enqueue_timeout_s),
         "broker_use_ssl": tls(s) if s.queue_on_redis else None,
         "redis_backend_use_ssl": tls(s),
         # A caller waits for Redis twice at most: once on a connection that died while idle, once on a new one.
@@ -135,6 +174,15 @@ def configuration(s: settings.Settings) -> dict[str, Any]:
         "timezone": "UTC",
         "enable_utc": True,
     }
+
+
+def broker_options(s: settings.Settings, socket_timeout_s: float) -> dict[str, Any]:
+    """Celery's settings for connections to where messages wait."""
+    if s.queue_on_redis:
+        return {"broker_transport_options": transport_options(s, socket_timeout_s)}
+    if s.queue_on_amqp:
+        return {"broker_transport_options": {}, "broker_connection_timeout": socket_timeout_s}
+    return {"broker_transport_options": {}}
 
 
 def transport_options(s: settings.Settings, socket_timeout: float) -> dict[str, Any]:

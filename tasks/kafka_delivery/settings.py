@@ -215,12 +215,25 @@ class Settings:
             raise SettingsError(
                 f"{_variable('broker_url')} is for other brokers; for Redis set {_variable('redis_url')}"
             )
+        self._check_broker_address()
         for name in _OURS & self.redis_options.keys():
             raise SettingsError(f"{_variable('redis_options')}: {name} has a setting of its own; leave it out")
         if scheme == "sentinel" and not self.redis_options.get("master_name"):
             raise SettingsError(f"""{_variable("redis_options")} must name the master: {{"master_name": "mymaster"}}""")
         if scheme in ("redis", "rediss"):
             self._check_redis_address()
+
+    def _check_broker_address(self) -> None:
+        if self.broker_url and "://" not in self.broker_url:
+            raise SettingsError(f"{_variable('broker_url')} must look like amqp://user:password@host:port/vhost")
+        try:
+            for part in self.broker_url.split(";") if self.queue_on_amqp else ():
+                _ = urlsplit(part).port
+        except ValueError:  # whose text quotes a piece of the password
+            raise SettingsError(
+                f"{_variable('broker_url')} is not an address: it must look like amqp://user:password@host:port/vhost, "
+                "with what is special in a password quoted (%40 for @, %23 for #, %2F for /)"
+            ) from None
 
     def _check_redis_address(self) -> None:
         try:
@@ -297,6 +310,11 @@ class Settings:
     def queue_on_redis(self) -> bool:
         """Whether messages wait in Redis, where workers can lease them."""
         return not self.broker_url
+
+    @property
+    def queue_on_amqp(self) -> bool:
+        """Whether messages wait in a broker like RabbitMQ, which confirms what it was sent if asked to."""
+        return self.broker_url.lower().startswith(("amqp://", "amqps://", "pyamqp://"))
 
     @property
     def leases(self) -> bool:

@@ -14,7 +14,7 @@ import billiard.pool
 from celery import signals
 
 from kafka_delivery import app, settings
-from kafka_delivery.celery_app import result_timeouts, transport_options
+from kafka_delivery.celery_app import broker_options, result_timeouts
 from kafka_delivery.redis_client import RedisClient
 
 from . import engine
@@ -50,12 +50,15 @@ def worker_app() -> Any:
         # not do while it stops; then a supervisor's patience is at its end. What is not read is delivered again.
         billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20
     app.conf.update(
-        broker_transport_options=transport_options(s, s.worker_socket_timeout_s) if s.queue_on_redis else {},
+        **broker_options(s, s.worker_socket_timeout_s),
         **result_timeouts(s, s.worker_socket_timeout_s, max_retries=20),
         worker_pool=pool or (IN_FLIGHT_POOL if in_flight else DEFAULT_POOL),
         # Processes are bounded by cores, which is Celery's default; threads by how many sends may wait.
         worker_concurrency={"prefork": None, "solo": 1}.get(pool, s.concurrency),
         worker_prefetch_multiplier=1,  # what a stopping or dying worker holds is what it must give back
+        # After a reconnect Celery would leave room for less, and raise it again from the threads that acknowledge: each
+        # asks RabbitMQ, on the connection that the event loop reads, and both hang.
+        worker_enable_prefetch_count_reduction=False,
         worker_consumer="kafka_delivery_worker.consumer:Consumer",
         worker_hijack_root_logger=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the record's report decides, not the queue's link
