@@ -6,9 +6,11 @@ Celery's own handlers also log the message's body, which here is somebody's payl
 from __future__ import annotations
 
 import logging
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
+from amqp.exceptions import AMQPError
 from celery import signals
 from celery.worker.consumer import Consumer as CeleryConsumer
 
@@ -19,6 +21,8 @@ from .lease import REDIS_FAULTS, REQUEUE_PAUSE_S
 from .parking import Parked
 
 log = logging.getLogger("kafka_delivery.consumer")
+
+QUEUE_FAULTS = (*REDIS_FAULTS, AMQPError)
 
 
 class Consumer(CeleryConsumer):
@@ -39,7 +43,7 @@ class Consumer(CeleryConsumer):
                 lane = lanes.get(message.headers.get("task"))
                 if lane is None or not lane.take(message):
                     handle(message)
-            except REDIS_FAULTS:  # not Celery's connection errors: for kombu, a KeyError is one
+            except QUEUE_FAULTS:  # not Celery's connection errors: for kombu, a KeyError is one
                 raise
             except Exception as exc:
                 self.on_decode_error(message, exc)
@@ -69,22 +73,52 @@ class Consumer(CeleryConsumer):
 
     def _quarantine(self, message: Any, kind: str, why: str, exc: Exception | None) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
-        item = Parked(
-            id=_printable(headers.get("id") or message.properties.get("correlation_id") or uuid7()),
-            kind=kind,
-            error_class=type(exc).__name__ if exc else "UnknownMessage",
-            error_message=why,
-            content="message",
-            data={"queue": message.delivery_info.get("routing_key"), "envelope": message.serializable()},
-        )
+        item_id = _printable(headers.get("id") or message.properties.get("correlation_id") or uuid7())
         try:
+            item = Parked(
+                id=item_id,
+                kind=kind,
+                error_class=type(exc).__name__ if exc else "UnknownMessage",
+                error_message=why,
+                content="message",
+                data={"queue": self._queue_of(message), "envelope": _envelope(message)},
+            )
             engine.current().park_message(item)
         except Exception as error:  # not parked: then it must stay in the queue
-            log.error("message.not_parked id=%s error=%s", item.id, type(error).__name__)
+            log.error("message.not_parked id=%s error=%s", item_id, type(error).__name__)
             # Not at once: the queue would hand it out again as often as it can.
-            self.timer.call_after(REQUEUE_PAUSE_S, message.reject_log_error, (log, REDIS_FAULTS, True))
+            self.timer.call_after(REQUEUE_PAUSE_S, message.reject_log_error, (log, QUEUE_FAULTS, True))
             return
         message.ack_log_error(log, self.connection_errors)
+
+    def _queue_of(self, message: Any) -> Any:
+        """The queue that a message came from. Its routing key is its sender's, and may be another name."""
+        queues = {tag: queue for queue, tag in self.task_consumer._active_tags.items()}
+        return queues.get(message.delivery_info.get("consumer_tag")) or message.delivery_info.get("routing_key")
+
+
+def _envelope(message: Any) -> dict[str, Any]:
+    """A message as kombu's own transports write it in a queue; an AMQP message never had that form."""
+    if hasattr(message, "serializable"):
+        whole: dict[str, Any] = message.serializable()
+        return whole
+    body = message.body  # decoded, if its encoding says how, and decompressed, unless that failed
+    if isinstance(body, str):
+        body = body.encode(message.content_encoding or "utf-8")
+    own = ("application_headers", "content_type", "content_encoding")
+    route = {name: message.delivery_info.get(name) for name in ("exchange", "routing_key")}
+    return {
+        "body": b64encode(body or b"").decode(),
+        "content-type": message.content_type,
+        "content-encoding": message.content_encoding,
+        "headers": {k: v for k, v in message.headers.items() if k != "compression" or message.errors},
+        "properties": {
+            **{name: value for name, value in message.properties.items() if name not in own},
+            "body_encoding": "base64",
+            "delivery_info": route,
+            "delivery_tag": None,
+        },
+    }
 
 
 def _printable(message_id: Any) -> str:

@@ -16,6 +16,7 @@ from kafka_delivery.errors import InvalidRecordError
 from kafka_delivery.names import DEAD_LETTER, QUEUE, REVIVED
 from kafka_delivery.redis_client import RedisClient
 
+from .. import broker
 from ..parking import Parked, ParkingStore
 from .output import console, json_option, moment, print_json, table
 
@@ -161,6 +162,9 @@ def _call_again(call: dict[str, Any]) -> None:
 
 def _return_to_queue(message: dict[str, Any]) -> None:
     queue = message["queue"] or QUEUE
+    if not settings.current().queue_on_redis:
+        broker.put_back(queue, message)
+        return
     envelope = message["raw"].encode(errors="surrogateescape") if "raw" in message else dumps(message["envelope"])
     with app.connection_for_write() as connection:
         connection.default_channel.client.lpush(queue, envelope)
