@@ -6,9 +6,10 @@ import logging
 from types import SimpleNamespace
 from typing import Any
 
-from celery.exceptions import InvalidTaskError, TaskRevokedError
+from celery.exceptions import InvalidTaskError, Reject, TaskRevokedError
 from celery.worker.request import Request as CeleryRequest
 
+from kafka_delivery import settings
 from kafka_delivery.names import REVIVED
 
 from . import engine
@@ -39,21 +40,34 @@ class Request(CeleryRequest):
         why = "its `expires` has passed" if expired else "it was revoked by remote control"
         if terminated:
             why += " while it was being sent; it may have been delivered"
-        call = SimpleNamespace(
-            id=self.id,
-            task=self.task.name,
-            args=self.args,
-            kwargs=self.kwargs,
-            retries=self.request_dict.get("retries"),
-        )
         try:
-            engine.current().park_call(call, TaskRevokedError(why), "expired" if expired else "revoked", why)
+            engine.current().park_call(self._as_call(), TaskRevokedError(why), "expired" if expired else "revoked", why)
         except Exception as error:  # not parked: then it must stay in the queue, revoked as it is
             log.error("record.not_parked message_id=%s error=%s", self.id, type(error).__name__)
             self._already_revoked = True
             self.reject(requeue=True)
             return
         super()._announce_revoked(reason, terminated, signum, expired)
+
+    def reject(self, requeue: bool = False) -> None:
+        """As Celery's, but what it would drop, for a time that no clock has, is parked. A lease parks it itself."""
+        if not requeue and not self.acknowledged and not settings.current().leases:
+            why = "Celery rejected it"
+            try:
+                engine.current().park_call(self._as_call(), Reject(why), "undecodable", why)
+            except Exception as error:  # not parked: then it must stay in the queue
+                log.error("record.not_parked message_id=%s error=%s", self.id, type(error).__name__)
+                requeue = True
+        super().reject(requeue)
+
+    def _as_call(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            id=self.id,
+            task=self.task.name,
+            args=self.args,
+            kwargs=self.kwargs,
+            retries=self.request_dict.get("retries"),
+        )
 
     def info(self, safe: bool = False) -> Any:
         """What ``inspect active`` and its like show: always the representation, never the arguments."""
