@@ -29,11 +29,11 @@ from redis.exceptions import RedisError, ResponseError
 
 from kafka_delivery import settings
 from kafka_delivery.errors import SettingsError
-from kafka_delivery.names import is_topic_name
+from kafka_delivery.names import DEAD_LETTER_QUEUE, QUEUE, is_topic_name
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import DEAD_LETTER_HEADROOM_BYTES, Settings
 
-from . import counts
+from . import broker, counts
 from .producer import check_properties
 from .topics import ADMIN_TIMEOUT_S, admin, create_topic
 
@@ -116,6 +116,9 @@ def examine(topics: Sequence[str] = (), creation: Creation | None = None) -> Ite
         "In KAFKA_DELIVERY_REDIS_URL, special characters of a password are percent-encoded"
     )
     yield from _within(REDIS_TIMEOUT_S + SECOND_TRY_S, "redis", _redis(s, seen), reach_redis)
+
+    if not s.queue_on_redis:
+        yield from _within(REDIS_TIMEOUT_S + SECOND_TRY_S, "broker", _broker(s), "correct KAFKA_DELIVERY_BROKER_URL")
 
     reach_kafka = (
         f"is a Kafka at {s.bootstrap_servers}, and may this machine reach it? "
@@ -368,6 +371,29 @@ def _clock(client: Any) -> Finding:
         return Finding("clock", "ok", what)
     do = "synchronise the clocks of all machines (NTP): pauses before retries and timestamps depend on them"
     return Finding("clock", "error" if apart > SKEW_ERROR_S else "warning", what, do)
+
+
+# -- another broker
+
+
+def _broker(s: Settings) -> Iterator[Finding]:
+    """Findings about the Celery broker that messages wait in instead of Redis."""
+    waiting = {queue: broker.waiting(queue) for queue in (QUEUE, DEAD_LETTER_QUEUE)}
+    yield Finding("broker", "ok", f"{place(s.broker_url)} answers; how it keeps messages was not checked")
+    missing = [queue for queue, count in waiting.items() if count is None]
+    if missing:
+        what = f"no queue {' and '.join(missing)} yet: the first worker or send makes it"
+        yield Finding("broker-queues", "ok", what)
+    else:
+        yield Finding(
+            "broker-queues", "ok", ", ".join(f"{count} waiting in {queue}" for queue, count in waiting.items())
+        )
+    yield Finding(
+        "broker-guarantees",
+        "warning",
+        "workers do not lease messages here: they have Celery's and this broker's own guarantees",
+        "read about another broker on the page on operating; with Redis alone more is promised",
+    )
 
 
 # -- Kafka

@@ -13,7 +13,7 @@ from kafka_delivery import app, settings
 from kafka_delivery.names import DEAD_LETTER_QUEUE, DELAYED, HELD, LEASES, QUEUE
 from kafka_delivery.redis_client import RedisClient
 
-from .. import counts
+from .. import broker, counts
 from ..parking import ParkingStore
 from .output import console, json_option, moment, print_json, table
 
@@ -56,10 +56,14 @@ def status(redis: RedisClient) -> dict[str, Any]:
         of those that answered and serve one of our queues; ``topics``: counts by topic and outcome, topic "" for what
         has none.
 
+        Another broker than Redis does not tell what workers hold, which there includes what waits for its time:
+        ``delayed``, ``next_due`` and ``in_flight`` are None.
+
     Raises:
         redis.exceptions.RedisError: Redis cannot be reached or refuses.
+        BrokerError: the same of another broker.
     """
-    messages = _messages(redis)
+    messages = _messages(redis) if settings.current().queue_on_redis else _messages_elsewhere()
     store = ParkingStore(redis.client, redis.prefix)
     topics = counts.read(redis.client, redis.prefix)
     return {
@@ -84,9 +88,13 @@ def status(redis: RedisClient) -> dict[str, Any]:
 
 class _Messages(NamedTuple):
     waiting: dict[str, dict[int, int]]  # by queue and priority
-    delayed: dict[str, int]
-    next_due: dict[str, dict[str, Any] | None]
-    in_flight: int
+    delayed: dict[str, int] | None
+    next_due: dict[str, dict[str, Any] | None] | None
+    in_flight: int | None
+
+
+def _messages_elsewhere() -> _Messages:
+    return _Messages({queue: {0: broker.waiting(queue) or 0} for queue in QUEUES}, None, None, None)
 
 
 def _messages(redis: RedisClient) -> _Messages:
@@ -132,12 +140,13 @@ def _show(found: dict[str, Any]) -> None:
     for queue, waiting in found["queues"].items():
         rows.append((f"waiting in {queue}", waiting))
         rows += [(f"- of priority {step}", count) for step, count in found["priorities"][queue].items()]
-        if found["delayed"][queue]:
+        if found["delayed"] and found["delayed"][queue]:
             rows.append((f"delayed in {queue}", found["delayed"][queue]))
-        if (due := found["next_due"][queue]) is not None:
+        if found["next_due"] and (due := found["next_due"][queue]) is not None:
             until = f"in {due['in_s']:,.0f} s" if due["in_s"] >= 0 else f"{-due['in_s']:,.0f} s late"
             rows.append(("- the next is due", f"{due['at']}, {until}"))
-    rows.append(("in flight", found["in_flight"]))
+    told = found["in_flight"] is not None
+    rows.append(("in flight", found["in_flight"] if told else "this broker does not tell, nor what is delayed"))
     rows.append(("parked", found["parked"]["total"]))
     rows += [(f"- {kind}", count) for kind, count in found["parked"]["kinds"].items()]
     rows.append(("workers", ", ".join(found["workers"]) or "none answered"))
