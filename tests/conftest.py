@@ -34,6 +34,7 @@ from stack import Stack, stack
 SLOW = (
     "chaos/",
     "integration/test_bench.py",
+    "scenarios/test_another_broker.py",
     "scenarios/test_demo.py",
     "scenarios/test_holes_of_the_stock_transport.py",
     "scenarios/test_in_flight.py",

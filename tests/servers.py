@@ -367,7 +367,7 @@ class _Epmd(_Server):
 
 
 class RealRabbit(_Server):
-    """A RabbitMQ of one node, without plugins. Its user guest with the password guest may do everything.
+    """A RabbitMQ of one node, without plugins, and with one user, who may do everything.
 
     Args:
         directory: where it keeps settings, log and data; one server's own.
@@ -375,6 +375,7 @@ class RealRabbit(_Server):
     """
 
     name = "RabbitMQ"
+    user, password = "tester", "amqp-secret"
 
     def __init__(self, directory: Path, *, settings: Mapping[str, str] = {}) -> None:
         super().__init__(directory)
@@ -383,6 +384,8 @@ class RealRabbit(_Server):
         self._settings = {
             "listeners.tcp.local": f"{_HOST}:{self.port}",
             "cluster_name": self._node,  # tells it from a stranger on the port
+            "default_user": self.user,
+            "default_pass": self.password,
             "log.console": "true",
             "log.console.level": "warning",
             "log.file": "false",
@@ -393,7 +396,7 @@ class RealRabbit(_Server):
     @property
     def url(self) -> str:
         """Where clients connect; the same after each start."""
-        return f"amqp://guest:guest@{_HOST}:{self.port}//"
+        return f"amqp://{self.user}:{self.password}@{_HOST}:{self.port}//"
 
     def start(self, timeout: float = 60) -> None:
         self._epmd.start()
@@ -411,13 +414,26 @@ class RealRabbit(_Server):
         """Go on after `pause`."""
         os.kill(self.pid, signal.SIGCONT)
 
-    def counts(self, queue: str) -> int:
-        """Messages that wait in a queue and are with no consumer. Raises amqp.NotFound if there is no such queue."""
-        with self._connection() as connection:
-            return int(connection.channel().queue_declare(queue, passive=True).message_count)
+    def block(self) -> None:
+        """Take nothing from publishers any more, as without free disk or memory; consumers are served."""
+        self._control("set_disk_free_limit", "1000000GB")
 
-    def _connection(self) -> amqp.Connection:
-        return amqp.Connection(f"{_HOST}:{self.port}", connect_timeout=2)
+    def unblock(self) -> None:
+        """Go on after `block`."""
+        self._control("set_disk_free_limit", "50MB")
+
+    def _control(self, *arguments: str) -> None:
+        script = Path(rabbit_script() or "").with_name("rabbitmqctl")
+        subprocess.run([script, *arguments], env=self._environment(), check=True, capture_output=True)
+
+    def connection(self) -> amqp.Connection:
+        """A connection of its own, as a context manager."""
+        return amqp.Connection(f"{_HOST}:{self.port}", self.user, self.password, connect_timeout=2)
+
+    def waiting(self, queue: str) -> int:
+        """Messages that wait in a queue and are with no consumer. Raises amqp.NotFound if there is no such queue."""
+        with self.connection() as connection:
+            return int(connection.channel().queue_declare(queue, passive=True).message_count)
 
     def _end(self, number: signal.Signals, timeout: float) -> None:
         super()._end(number, timeout)
@@ -451,7 +467,7 @@ class RealRabbit(_Server):
 
     def _ready(self) -> bool:
         try:
-            with self._connection() as connection:
+            with self.connection() as connection:
                 return bool(connection.server_properties["cluster_name"] == self._node)
         except (OSError, amqp.AMQPError):
             return False
