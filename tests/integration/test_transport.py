@@ -80,6 +80,7 @@ OVERRIDDEN = {
         "decoded= utc= maybe_make_aware= maybe_iso8601= **opts"
     ),
     "Request._announce_revoked": "self reason terminated signum expired",
+    "Request.reject": "self requeue=",
     "Request.info": "self safe=",
     "Request.revoked": "self",
     "TaskPool.__init__": "self *args **kwargs",
@@ -114,7 +115,9 @@ OF_CALLERS = {
     "IsolatedCelery.connection_for_write": "self url= **kwargs",
     "IsolatedCelery.backend_cls": "",
     "IsolatedCelery._load_config": "self",
+    "IsolatedCelery._after_fork": "self",
     "IsolatedAMQP.producer_pool": "self",
+    "IsolatedAMQP._create_task_sender": "self",
     "Loader.read_configuration": "self env=",
     "DeliveryTask.max_retries": "",
     "DeliveryTask.apply_async": "self args= kwargs= task_id= producer= link= link_error= shadow= **options",

@@ -334,6 +334,26 @@ class TestRedisUrl:
         assert tls(Settings()) is None
 
 
+class TestBrokerUrl:
+    """Another broker's; what is wrong with it is said without its password."""
+
+    @pytest.mark.parametrize(
+        "url",
+        ["rabbit", f"amqp://u:{PASSWORD}#@h//", f"amqp://u:{PASSWORD}/x@h//", f"amqp://h;amqp://u:p@h:{PASSWORD}//"],
+    )
+    def test_that_is_no_address_is_refused(self, url: str) -> None:
+        refused = refusal(broker_url=url)
+        assert refused.startswith("KAFKA_DELIVERY_BROKER_URL ")
+        assert PASSWORD not in refused
+
+    def test_takes_the_queue_from_redis(self) -> None:
+        elsewhere = given(broker_url=f"amqp://u:{PASSWORD}@h1:5672//;amqp://u:{PASSWORD}@h2//")
+        assert (elsewhere.queue_on_redis, elsewhere.queue_on_amqp, elsewhere.leases) == (False, True, False)
+        assert PASSWORD not in repr(elsewhere)
+        assert (given().queue_on_redis, given().queue_on_amqp) == (True, False)
+        assert not given(broker_url="sqs://").queue_on_amqp
+
+
 class TestSecrets:
     @pytest.mark.parametrize(
         "url",
