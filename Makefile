@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow unit lint acceptance bench bench-long bench-results chaos docs clean
+.PHONY: help demo test test-slow unit lint acceptance bench bench-long bench-results chaos chaos-stock docs clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -62,3 +62,6 @@ bench-results: $(VENV)/dev ## The same as bench-long, written where docs/scaling
 
 chaos: $(VENV)/dev ## Twenty minutes of everything that can go wrong, and an account at the end
 	$(BIN)/python tests/chaos/chaos.py --seconds 1200 $(ARGS)
+
+chaos-stock: $(VENV)/dev ## The same on Celery's own transport, three minutes of it: fails when nothing is lost
+	$(BIN)/python tests/chaos/chaos.py --stock --seconds 150 $(ARGS)

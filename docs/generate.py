@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import math
 import re
+import statistics
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -128,10 +129,15 @@ def growth(found: dict[str, Any]) -> Iterable[str]:
         more = row["more"]
         if row["peer"] != first:
             first = row["peer"]
-            yield _grown(f"**{first}**", row["peers"], 1, more, "peers")
+            least = statistics.median(one["peers"] for one in row["passes"])  # of all rows that are compared with it
+            yield _grown(f"**{first}**", least, 1, more, "peers")
         yield _grown(row["what"], row["ours"], row["ratio"], more, "our")
     yield ""
-    yield "Redis memory is what a send takes there while it waits: its value, and the envelope that makes it a task."
+    yield from textwrap.wrap(
+        "Each number is the median of the passes, ratios too. Redis memory is what a send takes there while it waits: "
+        "its value, and the envelope that makes it a task.",
+        WIDTH,
+    )
 
 
 def _grown(what: str, per_second: float, ratio: float, costs: dict[str, float], whose: str) -> str:
