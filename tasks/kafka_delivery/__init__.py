@@ -9,10 +9,12 @@ connection, reads no setting and leaves an application's own Celery alone.
 """
 
 from .celery_app import app
+from .circuits import Circuit, circuit
 from .dead_letters import dead_letter
 from .delivery import send, send_many
 from .errors import (
     BulkEnqueueError,
+    CircuitBreakerOpen,
     DeliveryError,
     EnqueueError,
     InvalidRecordError,
@@ -29,6 +31,8 @@ from .record import Record
 
 __all__ = [
     "BulkEnqueueError",
+    "Circuit",
+    "CircuitBreakerOpen",
     "DeliveryError",
     "EnqueueError",
     "InvalidRecordError",
@@ -42,6 +46,7 @@ __all__ = [
     "SettingsError",
     "UnavailableError",
     "app",
+    "circuit",
     "dead_letter",
     "send",
     "send_many",

@@ -8,6 +8,7 @@ message goes back to its queue (`Reject(requeue=True)`); or the message is parke
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from .errors import (
     RetriableError,
     UnavailableError,
 )
-from .names import DEFERRALS
+from .names import DEFERRALS, PROBE
 from .publisher import is_plain, publish
 from .record import Record, member_id
 from .tracing import traced
@@ -160,8 +161,14 @@ class DeliveryTask(Task):
     # -- retries
     def may_retry(self, error: RetriableError) -> bool:
         """Whether `error` is worth another attempt."""
+        if self.waits(error):
+            return True
         worth = self.max_retries if error.max_retries is None else min(error.max_retries, self.max_retries)
         return bool(self.request.retries < worth)
+
+    def waits(self, error: DeliveryError) -> bool:
+        """Whether `error` is what a circuit is open for: while it is, no attempt is used."""
+        return error.scope != "record" and engine().breaker.is_shut(error.topic)
 
     def pause_before_retry(self, error: RetriableError, retries: int) -> int:
         """Seconds until attempt number `retries` + 2: Celery's backoff, or a long pause where it rarely helps."""
@@ -172,12 +179,14 @@ class DeliveryTask(Task):
             get_exponential_backoff_interval(self.retry_backoff, retries, self.retry_backoff_max, self.retry_jitter)
         )
 
-    def pause_before_resend(self, deferrals: int) -> int:
-        """Seconds until a record is tried again that waits for the cluster."""
+    def pause_before_resend(self, deferrals: int, topic: str) -> int:
+        """Seconds until a record is tried again that waits for the cluster; until its circuit is due, if it is open."""
         s = settings.current()
-        return int(get_exponential_backoff_interval(s.defer_s, deferrals, s.defer_max_s, full_jitter=False)) + (
-            random.randint(0, s.defer_s) if s.retry_jitter else 0
-        )
+        if engine().breaker.is_shut(topic):
+            pause = min(s.defer_max_s, math.ceil(engine().breaker.retry_after(topic)))
+        else:
+            pause = int(get_exponential_backoff_interval(s.defer_s, deferrals, s.defer_max_s, full_jitter=False))
+        return pause + (random.randint(0, s.defer_s) if s.retry_jitter else 0)
 
     def retry(self, args: Any = None, kwargs: Any = None, exc: Any = None, **options: Any) -> Any:
         """Called by autoretry. Only a `RetriableError` uses an attempt; a failed publish puts the message back.
@@ -190,27 +199,35 @@ class DeliveryTask(Task):
             raise Reject(exc, requeue=True)
         wire, _, _ = self.encode(self.request.args, self.request.kwargs, self.request.id)
         try:
-            if isinstance(exc, RetriableError):
+            counted = isinstance(exc, RetriableError) and not self.waits(exc)
+            if counted:
                 options["countdown"] = self.pause_before_retry(exc, self.request.retries)
                 again = super().retry(wire, {}, exc=exc, throw=False, **options)
             else:
                 again = self.defer(wire, exc)
         except (Reject, EnqueueError) as fault:
             self.back_to_queue(fault)
-        engine().count("retried" if isinstance(exc, RetriableError) else "deferred", exc.topic)
+        engine().count("retried" if counted else "deferred", exc.topic)
         raise again
 
-    def defer(self, wire: list[Any], exc: Exception) -> Retry:
+    @property
+    def probe(self) -> str | None:
+        """Mark of the probe that the message at hand is, see `kafka_delivery_worker.breaker`."""
+        mark: str | None = (self.request.headers or {}).get(PROBE)
+        return mark
+
+    def defer(self, wire: list[Any], exc: DeliveryError) -> Retry:
         """Queue the same attempt again, later."""
-        deferrals = int((self.request.headers or {}).get(DEFERRALS, 0))
-        countdown = self.pause_before_resend(deferrals)
+        headers = self.request.headers or {}
+        deferrals = int(headers.get(DEFERRALS, 0))
+        countdown = self.pause_before_resend(deferrals, exc.topic)
         signature = self.signature_from_request(
             self.request,
             wire,
             {},
             countdown=countdown,
             retries=self.request.retries,
-            headers={**(self.request.headers or {}), DEFERRALS: deferrals + 1},
+            headers={**headers, DEFERRALS: deferrals + 1},
         )
         signature.apply_async()
         return Retry(exc=exc, when=countdown, sig=signature)

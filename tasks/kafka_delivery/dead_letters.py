@@ -92,7 +92,7 @@ class DeadLetter(DeliveryTask):
         """
         record, why = self.letter(args, kwargs, self.request.id)
         try:
-            return engine().deliver_dead_letter(record, why)
+            return engine().deliver_dead_letter(record, why, self.probe)
         except RetriableError as error:
             if self.may_retry(error):
                 raise

@@ -132,7 +132,7 @@ class Send(DeliveryTask):
         """
         record = record_from(args, kwargs, self.request.id)
         try:
-            return engine().deliver(record)
+            return engine().deliver(record, self.probe)
         except RetriableError as error:
             if self.may_retry(error):
                 raise
@@ -209,7 +209,7 @@ class SendMany(DeliveryTask):
             ``"parked"`` for what is no valid record (``topic`` is None then).
         """
         members = batch_from(args, kwargs, self.request.id)
-        outcomes = iter(engine().deliver_many([member for member in members if isinstance(member, Record)]))
+        outcomes = iter(engine().deliver_many([member for member in members if isinstance(member, Record)], self.probe))
         return [
             self.fate(member, next(outcomes)) if isinstance(member, Record) else self.park_member(member)
             for member in members
@@ -236,7 +236,7 @@ class SendMany(DeliveryTask):
             self.publish(dead_letter, record, error=outcome, retry_count=0)
         else:
             fate = "deferred"
-            self.publish(send, record, countdown=self.pause_before_resend(0), headers={DEFERRALS: 1})
+            self.publish(send, record, countdown=self.pause_before_resend(0, record.topic), headers={DEFERRALS: 1})
         if fate != "dead-lettered":  # that is counted when it is true
             engine().count(fate, record.topic)
         return {"outcome": fate, "message_id": record.id, "topic": record.topic, "error": outcome.name}

@@ -11,6 +11,7 @@
     └── DeliveryError               what became of a record in the worker
         ├── RetriableError          may pass: tried again, attempts counted
         ├── UnavailableError        the cluster, not the record: tried again, no attempt used
+        │   └── CircuitBreakerOpen  it is known to be down: not even tried now
         ├── ProducerError           this process's client, not the record: sent again, no attempt used
         ├── RejectedError           Kafka's verdict on this record or topic: dead letter
         └── RetriesExhaustedError   a RetriableError that stayed: dead letter
@@ -149,6 +150,19 @@ class UnavailableError(DeliveryError):
 
     The record waits and is sent again without using an attempt; it never ends in a dead letter.
     """
+
+
+class CircuitBreakerOpen(UnavailableError):
+    """Raised when the record was not even tried, because the circuit of its cluster or topic is open.
+
+    Attributes:
+        retry_after: seconds until it is worth another look; 0 where that moment has come.
+    """
+
+    def __init__(self, problem: str, topic: str, message_id: str, retry_after: float = 0.0) -> None:
+        super().__init__(problem, topic, message_id, scope="cluster")
+        self.args = (problem, topic, message_id, retry_after)
+        self.retry_after = retry_after
 
 
 class ProducerError(DeliveryError):

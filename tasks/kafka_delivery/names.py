@@ -66,6 +66,17 @@ POISON = KEY_PREFIX + "poison:1"
 GATE = KEY_PREFIX + "gate"
 """While it exists, no worker claims anything."""
 
+WAITING = KEY_PREFIX + "waiting:1"
+"""Set of ``<topic>:<list>`` whose records wait while the topic's circuit is open; each in a list of that name, behind
+another colon."""
+
+CIRCUITS = KEY_PREFIX + "cb:1:{{{cluster}}}:"
+"""Base of the keys of a Kafka cluster's circuits; its hash tag keeps them in one slot."""
+CLUSTER_SCOPE = "cluster"
+TOPIC_SCOPE = "topic:"
+PROBE = "kafka_delivery_probe"
+"""Celery message header, from a worker to itself: this record is sent to see whether the circuit may close."""
+
 TOPIC_MAX_LENGTH = 249
 """Kafka's limit for topic names (org.apache.kafka.common.internals.Topic)."""
 

@@ -18,7 +18,7 @@ from celery.utils.nodenames import anon_nodename
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from . import settings
-from .redis_client import RedisClient
+from .redis_client import kept_client
 
 if TYPE_CHECKING:
     from .base import DeliveryTask
@@ -27,17 +27,6 @@ PLAIN_OPTIONS = frozenset({"argsrepr", "kwargsrepr"})
 """Options of a call that the short way knows; any other takes Celery's."""
 
 _dumps = json.JSONEncoder(separators=(", ", ": ")).encode
-
-
-_redis: tuple[settings.Settings, RedisClient] | None = None
-
-
-def _client() -> RedisClient:
-    global _redis
-    s = settings.current()
-    if _redis is None or _redis[0] is not s:
-        _redis = s, RedisClient(s, s.enqueue_timeout_s)
-    return _redis[1]
 
 
 def is_plain(app: Any, options: dict[str, Any]) -> bool:
@@ -71,7 +60,7 @@ def write(queue: str, envelopes: list[str]) -> None:
     Raises:
         redis.exceptions.RedisError: Redis did not confirm; whether they are queued is unknown.
     """
-    redis = _client()
+    redis = kept_client(settings.current())
     try:
         redis.client.lpush(redis.prefix + queue, *envelopes)
     except RedisConnectionError:

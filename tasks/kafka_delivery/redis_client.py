@@ -52,3 +52,14 @@ class RedisClient:
             self._client = redis.Redis(connection_pool=self._kept.default_channel.pool)
             self._pid = os.getpid()
         return self._client
+
+
+_kept: tuple[Settings, RedisClient] | None = None
+
+
+def kept_client(settings: Settings) -> RedisClient:
+    """The caller's client, kept as long as the settings stay."""
+    global _kept
+    if _kept is None or _kept[0] is not settings:
+        _kept = settings, RedisClient(settings, settings.enqueue_timeout_s)
+    return _kept[1]

@@ -137,6 +137,30 @@ class Settings:
     )
     defer_s: int = _setting(5, "seconds", "first pause of a record that waits for the cluster; doubles")
     defer_max_s: int = _setting(60, "seconds", "longest such pause: this long after the cluster's return all is sent")
+    failure_threshold: int = _setting(
+        5,
+        "failures",
+        "in a row, without a success anywhere, open the circuit: no accident; never more than max_retries, which would "
+        "be used up before",
+    )
+    failure_rate: float = _setting(
+        0.5, "share", "of the calls of a window that fails opens it; half is no accident either"
+    )
+    failure_min_calls: int = _setting(20, "calls", "in a window before their rate means anything")
+    failure_window_s: float = _setting(10.0, "seconds", "that are looked back on; shorter than people notice")
+    stall_s: float = _setting(
+        10.0, "seconds", "with records in flight and no report count as a failure, long before these time out"
+    )
+    reset_timeout_s: float = _setting(
+        5.0, "seconds", "an open circuit waits before its first probe; a broker's restart takes about that"
+    )
+    reset_timeout_max_s: float = _setting(
+        60.0, "seconds", "the wait doubles with each failed round up to this: what a recovery costs at most"
+    )
+    success_threshold: int = _setting(3, "probes", "that arrive close the circuit; one may be luck")
+    ramp_s: float = _setting(
+        10.0, "seconds", "in which claims grow to their full number again; a broker that has just started is cold"
+    )
     pool: str = _setting("in-flight", "in-flight or threads", "what waits for reports: the event loop or threads")
     max_in_flight: int = _setting(1_000, "records", "in librdkafka's hands at a time; more brings no more throughput")
     max_in_flight_bytes: int = _setting(
@@ -202,6 +226,7 @@ class Settings:
         self._check_redis_url()
         self._check_kafka()
         self._check_dead_letters()
+        self._check_circuit()
         self._check_nesting()
 
     def _check_redis_url(self) -> None:
@@ -278,6 +303,10 @@ class Settings:
                     f"{_variable('dead_letter_topics')}: {topic!r} -> {target!r} must map one topic name to another"
                 )
 
+    def _check_circuit(self) -> None:
+        if self.failure_rate > 1:
+            raise SettingsError(f"{_variable('failure_rate')}={self.failure_rate} is a share: more than 0, at most 1")
+
     def _check_nesting(self) -> None:
         longest_pause = max(self.retry_backoff_max_s, self.few_backoff_s * 4 // 3, self.defer_max_s + self.defer_s)
         # A message waits behind one that is being sent (prefetch 1), is sent, and may then be put back with a pause.
@@ -288,6 +317,7 @@ class Settings:
             (self.topic_propagation_ms, self.message_timeout_ms, "topic_propagation_ms", "message_timeout_ms"),
             (self.retry_backoff_s, self.retry_backoff_max_s + 1, "retry_backoff_s", "retry_backoff_max_s"),
             (self.defer_s, self.defer_max_s + 1, "defer_s", "defer_max_s"),
+            (self.reset_timeout_s, self.reset_timeout_max_s + 1, "reset_timeout_s", "reset_timeout_max_s"),
         ):
             if inner >= outer:
                 raise SettingsError(
