@@ -1,0 +1,537 @@
+"""The circuit breaker of a worker process: whether records may be sent now.
+
+The circuits are the fleet's, in Redis; this is one process's view of them, and its contribution. A record costs an
+integer while they are closed: outcomes are counted here and reported a few times a second, by a thread that learns in
+the same step how all circuits are. When Redis is away the process goes by a circuit of its own, with the same rules.
+
+A process may also be the only one that fails, say for its host's network. Then the fleet's circuit stays closed, and
+the process pauses itself: its own circuit opens, and the others get the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import NamedTuple
+
+from confluent_kafka import KafkaError
+
+from kafka_delivery import settings
+from kafka_delivery.circuits import CLOSED
+from kafka_delivery.names import CLUSTER_SCOPE, TOPIC_SCOPE
+from kafka_delivery.redis_client import RedisClient
+
+from ..classify import Retry, Scope, verdict
+from ..lease import REDIS_FAULTS
+from .rules import LocalCircuit, Rules
+from .store import CircuitStore, Counted, View
+
+log = logging.getLogger("kafka_delivery.breaker")
+
+REDIS_TIMEOUT_S = 0.1
+"""Of the breaker's own client: a slow Redis must not slow the records down that it is asked about."""
+
+BUSY_S, QUIET_S = 0.25, 1.0
+"""How often outcomes are reported, and how often a worker looks without any."""
+
+DOWN_S = 5.0
+"""All brokers are down for this long, with records in flight: that is an outage."""
+
+PROBE_GRACE_S = 5.0
+"""How much longer than a probe may take its lease lasts: only a worker that died loses one."""
+
+SEEK_PAUSE_S = 1.0
+"""Before a probe is asked for again for which there was no record."""
+
+LOCAL = "local"
+"""The scope of the process's own circuit; it is no scope in Redis."""
+
+WORKER = f"{socket.gethostname()}:{os.getpid()}"
+"""Of this process and the children that it forks: they share a host, and fail together."""
+
+
+class Probe(NamedTuple):
+    """A record that is sent to see whether a circuit may close."""
+
+    scope: str
+    token: str
+
+    @property
+    def mark(self) -> str:
+        """As a message header."""
+        return f"{self.scope}|{self.token}"
+
+    @classmethod
+    def of(cls, mark: str) -> Probe:
+        """That of a message header."""
+        return cls(*mark.split("|", 1))
+
+
+Admission = int | Probe
+"""What a record was sent under: the generation of the circuits, or as a probe."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Outcomes of records that were sent under the present state of a circuit."""
+
+    since: int = 0
+    ok: int = 0
+    fail: int = 0
+    row: int = 0
+    late: int = 0
+    quiet: int = 0
+    """Reports in a row without a failure."""
+
+    def take(self) -> tuple[int, int, int, int]:
+        taken = self.ok, self.fail, self.row, self.late
+        self.quiet = 0 if self.fail else self.quiet + 1
+        self.ok = self.fail = self.row = self.late = 0
+        return taken
+
+
+class Breaker:
+    """This process's part of the breaker.
+
+    `admission`, `delivered` and `failed` may be called by any thread; everything else happens in the breaker's own,
+    or in `tick` where there is none.
+
+    Args:
+        store: the fleet's circuits.
+        rules: of all circuits.
+        stall_s: seconds without a report, with records in flight, that count as an outage; also what a probe may take.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, store: CircuitStore, rules: Rules, stall_s: float, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._store = store
+        self._rules = rules
+        self._stall_s = stall_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._generation = 1
+        self._cluster = Tally()
+        self._topics: dict[str, Tally] = {}
+        self._views: dict[str, View] = {CLUSTER_SCOPE: View(CLUSTER_SCOPE)}
+        self._viewed_at = clock()
+        self._attached = True
+        self.local = LocalCircuit(rules)
+        self._shut = False
+        self.shut_topics: frozenset[str] = frozenset()
+        self.in_flight: Callable[[], int] = lambda: 0
+        self._reports = self._seen_reports = 0
+        self._quiet_since: float | None = None
+        self._down_at: float | None = None
+        self._failed_at = -QUIET_S
+        self._granted: Probe | None = None
+        self._probes: dict[Probe, float] = {}
+        self._settled: deque[tuple[Probe, str, str]] = deque()
+        self._seek_after: dict[str, float] = {}
+        self._claimed_by: Callable[[], None] | None = None
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # -- records
+    def admission(self, topic: str, mark: str | None = None) -> Admission | None:
+        """Whether a record for `topic` may be sent now; costs no round trip.
+
+        Args:
+            topic: where it goes.
+            mark: of the probe that it is, if it is one.
+        """
+        if mark is not None:
+            probe = Probe.of(mark)
+            if self._claimed_by is None:  # the parent of this process claimed it; here is where its outcome is known
+                self._probes.setdefault(probe, self._clock() + self._stall_s)
+            return probe
+        if self._shut or topic in self.shut_topics:
+            return None
+        return self._generation
+
+    def ask(self, topic: str) -> Admission | None:
+        """As `admission`, for who claims nothing: a round trip may make this record the probe that is due."""
+        if self._claimed_by is not None:
+            return None
+        scope = CLUSTER_SCOPE if self._shut else TOPIC_SCOPE + topic
+        probe = Probe(scope, uuid.uuid4().hex)
+        if not self._attached:
+            return self._begin_local() if scope == CLUSTER_SCOPE and self.local.due(self._now_ms()) else None
+        if self._remaining_s(scope) > 0:
+            return None
+        try:
+            answer, _ = self._store.admit(*probe, self._lease_ms)
+        except REDIS_FAULTS:
+            return None
+        if answer == "probe":
+            self._probes[probe] = self._clock() + self._stall_s
+            return probe
+        self._wake.set()  # whatever it is, it is not what we thought
+        return self._generation if answer == "free" else None
+
+    def delivered(self, admission: Admission, topic: str) -> None:
+        """A record is in the log."""
+        with self._lock:
+            self._reports += 1
+            self._down_at = None
+            if isinstance(admission, Probe):
+                if admission in self._probes:
+                    self._conclude(admission, "ok", "")
+                    return
+                admission = 0  # it was given up: evidence, as anything else that arrives late
+            _count_ok(self._cluster, admission)
+            if self._topics and (tally := self._topics.get(topic)):
+                _count_ok(tally, admission)
+
+    def failed(self, admission: Admission, topic: str, code: int) -> None:
+        """A record is not in the log, with that code of Kafka's. What counts for whom is in the table of codes."""
+        found = verdict(code)
+        cluster = found.scope is Scope.CLUSTER
+        answered = found.scope is Scope.TOPIC and found.retry is Retry.FULL
+        # A timeout hides its cause, which may be one partition's; report.lua asks whether others succeed.
+        of_topic = answered or code == KafkaError._MSG_TIMED_OUT
+        with self._lock:
+            self._reports += 1
+            if isinstance(admission, Probe):
+                if admission in self._probes:
+                    outcome = _of_probe(admission.scope, cluster, of_topic, answered and code > 0)
+                    self._conclude(admission, outcome, f"a probe failed: {found.name}")
+                return
+            if cluster:
+                _count_failure(self._cluster, admission)
+            elif answered and code > 0:  # a broker said so: the cluster is there
+                _count_ok(self._cluster, admission)
+            if of_topic:
+                tally = self._topics.get(topic)
+                if tally is None:
+                    tally = self._topics[topic] = Tally()
+                _count_failure(tally, admission)
+        now = self._clock()
+        if (cluster or of_topic) and now - self._failed_at >= QUIET_S:
+            self._wake.set()
+        self._failed_at = now
+
+    def broker_error(self, code: int) -> None:
+        """librdkafka says that something is wrong with its brokers."""
+        if code == KafkaError._ALL_BROKERS_DOWN and self._down_at is None:
+            self._down_at = self._clock()
+            self._wake.set()
+
+    @property
+    def shut(self) -> bool:
+        """Whether this process sends nothing but probes."""
+        return self._shut
+
+    def is_shut(self, topic: str) -> bool:
+        """Whether records for `topic` wait."""
+        return self._shut or topic in self.shut_topics
+
+    def retry_after(self, topic: str) -> float:
+        """Seconds until records for `topic` are worth another look; at least one where single ones are tried."""
+        if self._shut:
+            fleet = self._remaining_s(CLUSTER_SCOPE) if self._views[CLUSTER_SCOPE].shut else 0.0
+            return max(1.0, fleet, min(self._rules.max_open_ms, self.local.till - self._now_ms()) / 1000)
+        return max(1.0, self._remaining_s(TOPIC_SCOPE + topic))
+
+    # -- probes, for who claims records
+    def claim_by(self, wake: Callable[[], None]) -> None:
+        """Say that `take_probe` will be called; `wake`, in any thread, when there may be something new."""
+        self._claimed_by = wake
+
+    def take_probe(self) -> Probe | None:
+        """A probe that was granted and is to be claimed now."""
+        probe, self._granted = self._granted, None
+        return probe
+
+    def unused(self, probe: Probe) -> None:
+        """There was no record to send."""
+        with self._lock:
+            self._seek_after[probe.scope] = self._clock() + SEEK_PAUSE_S
+            self._conclude(probe, "ignore", "")
+
+    def _conclude(self, probe: Probe, outcome: str, why: str) -> None:
+        self._probes.pop(probe, None)
+        self._settled.append((probe, outcome, why))
+        self._wake.set()
+
+    # -- the breaker's own thread
+    def start(self) -> None:
+        """Look once, then report and look from a thread of this process."""
+        self.tick()
+        self._thread = threading.Thread(target=self._run, name="kafka-delivery-breaker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Report what is left."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(1)
+        if self._claimed_by is not None:
+            with suppress(*REDIS_FAULTS):  # then it is taken for alive for another five seconds
+                self._store.leave()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            counted = self._cluster.ok or self._cluster.fail or self._topics
+            self._wake.wait(BUSY_S if counted else self._quiet_s())
+            self._wake.clear()
+            try:
+                self.tick()
+            except Exception:  # without this thread nothing would ever open or close again
+                log.exception("breaker.tick_failed")
+
+    def _quiet_s(self) -> float:
+        """Seconds until something is due, a second at most."""
+        due = [self._remaining_s(scope) for scope, view in self._views.items() if view.shut and self._attached]
+        if self.local.state != CLOSED:
+            due.append((self.local.till - self._now_ms()) / 1000)
+        return min([QUIET_S, *(max(0.01, left) for left in due if left > 0)])
+
+    def tick(self) -> None:
+        """Report, learn, judge, and ask for a probe that is due."""
+        hard = self._hard()
+        with self._lock:
+            cluster = self._cluster.take()
+            topics = {topic: tally.take() for topic, tally in self._topics.items()}
+            self._forget_quiet_topics()
+        settled = self._settle_local()
+        tripped = self.local.report(self._now_ms(), cluster[0], cluster[1], bool(cluster[2]), hard)
+        if cluster[3]:
+            self.local.arrived(self._now_ms())
+        alive = 0
+        try:
+            for probe, outcome, why in settled:
+                self._store.settle(*probe, outcome, why)
+            alive, views = self._store.report(self._counted(cluster, topics, hard))
+        except REDIS_FAULTS as error:
+            self._detach(error)
+        else:
+            self._adopt(views)
+        self._judge_alone(tripped, alive)
+        self._expire_probes()
+        self._apply()
+        self._seek_probe()
+
+    def _counted(
+        self, cluster: tuple[int, int, int, int], topics: dict[str, tuple[int, int, int, int]], hard: str
+    ) -> list[Counted]:
+        counted = []
+        known = {CLUSTER_SCOPE: (cluster, hard)}
+        known |= {TOPIC_SCOPE + topic: (counts, "") for topic, counts in topics.items()}
+        # What Redis may have lost is told it again, whether there is anything to count or not.
+        known |= {scope: ((0, 0, 0, 0), "") for scope, view in self._views.items() if view.shut and scope not in known}
+        passed = int((self._clock() - self._viewed_at) * 1000)
+        for scope, ((ok, fail, row, late), why) in known.items():
+            view = self._views.get(scope) or View(scope)
+            open_ms = max(0, view.remaining_ms - passed) if view.state != CLOSED else -1
+            forced_ms = max(1, view.forced_ms - passed) if view.forced_ms else 0
+            circuit = (open_ms, view.trips, view.forced, forced_ms)
+            counted.append(Counted(scope, view.epoch, ok, fail, row, late, why, *circuit))
+        return counted
+
+    def _adopt(self, views: list[View]) -> None:
+        if not self._attached:
+            self._attached = True
+            self.local.reset()
+            log.warning("breaker.attached")
+        before, self._views = self._views, {view.scope: view for view in views}
+        self._viewed_at = self._clock()
+        for view in views:
+            old = before.get(view.scope) or View(view.scope)
+            if view.changed:
+                log.warning(
+                    "circuit.%s scope=%s trips=%d forced=%s why=%r",
+                    view.state, view.scope, view.trips, view.forced or "no", view.why,
+                )  # fmt: skip
+            if (old.epoch, old.shut) != (view.epoch, view.shut):
+                self._begin_anew(view.scope)
+
+    def _begin_anew(self, scope: str) -> None:
+        """What was sent before says nothing about this circuit as it is now."""
+        if scope == CLUSTER_SCOPE:
+            self.local.reset()
+            self._quiet_since = self._down_at = None
+        with self._lock:
+            self._generation += 1
+            topic = scope.removeprefix(TOPIC_SCOPE)
+            tally = self._cluster if scope == CLUSTER_SCOPE else self._topics.get(topic)
+            if tally is None:
+                tally = self._topics[topic] = Tally()
+            tally.since = self._generation
+            tally.ok = tally.fail = tally.row = 0
+
+    def _forget_quiet_topics(self) -> None:
+        quiet = [
+            topic
+            for topic, tally in self._topics.items()
+            if tally.quiet * BUSY_S > 6 * self._rules.window_ms / 1000 and topic not in self.shut_topics
+        ]
+        for topic in quiet:
+            del self._topics[topic]
+
+    def _detach(self, error: Exception) -> None:
+        if not self._attached:
+            return
+        self._attached = False
+        log.warning("breaker.detached error=%s shut=%s", type(error).__name__, self._shut)
+        view = self._views[CLUSTER_SCOPE]
+        if view.shut:  # what was known holds until its time, then one record shows
+            endless = view.forced and not view.forced_ms
+            left = float("inf") if endless else (view.forced_ms if view.forced else view.remaining_ms)
+            self.local.open(self._now_ms(), "last known before Redis went away", self._viewed_at * 1000 + left)
+
+    def _judge_alone(self, tripped: bool, alive: int) -> None:
+        """The process's own circuit is for when the fleet's cannot be known, or knows better."""
+        if self._attached and (self._views[CLUSTER_SCOPE].shut or (tripped and alive < 2)):
+            self.local.reset()
+        elif tripped and self.local.state != CLOSED:
+            log.warning("circuit.paused scope=%s attached=%s why=%r", LOCAL, self._attached, self.local.why)
+
+    def _hard(self) -> str:
+        """Why the cluster is down for sure, or ""."""
+        now, waiting = self._clock(), self.in_flight()
+        if not waiting or self._reports != self._seen_reports:
+            self._seen_reports, self._quiet_since = self._reports, None
+        if not waiting:
+            return ""
+        if self._quiet_since is None:
+            self._quiet_since = now
+        if now - self._quiet_since >= self._stall_s:
+            return f"no report for {self._stall_s:g} s"
+        down_at = self._down_at
+        if down_at is not None and now - max(down_at, self._quiet_since) >= min(DOWN_S, self._stall_s):
+            return "all brokers are down"
+        return ""
+
+    def _apply(self) -> None:
+        shut = self.local.state != CLOSED or (self._attached and self._views[CLUSTER_SCOPE].shut)
+        topics = frozenset(
+            view.scope.removeprefix(TOPIC_SCOPE)
+            for view in self._views.values()
+            if view.scope != CLUSTER_SCOPE and view.shut and (self._attached or self._remaining_s(view.scope) > 0)
+        )
+        changed = (shut, topics) != (self._shut, self.shut_topics)
+        self._shut, self.shut_topics = shut, topics
+        if changed and self._claimed_by is not None:
+            self._claimed_by()
+
+    # -- probes
+    def _seek_probe(self) -> None:
+        if self._claimed_by is None or self._granted is not None:
+            return
+        now = self._clock()
+        if self.local.due(self._now_ms()) and not self._probes and now >= self._seek_after.get(LOCAL, 0):
+            self._granted = self._begin_local()
+        elif self._attached:
+            for scope, view in self._views.items():
+                wanted = view.shut and not view.forced and (scope == CLUSTER_SCOPE or not self._shut)
+                if wanted and self._remaining_s(scope) <= 0 and now >= self._seek_after.get(scope, 0):
+                    self._granted = self._granted or self._admitted(scope)
+        if self._granted is not None:
+            self._claimed_by()
+
+    def _begin_local(self) -> Probe:
+        self.local.begin()
+        probe = Probe(LOCAL, uuid.uuid4().hex)
+        self._probes[probe] = self._clock() + self._stall_s
+        return probe
+
+    def _admitted(self, scope: str) -> Probe | None:
+        probe = Probe(scope, uuid.uuid4().hex)
+        try:
+            answer, _ = self._store.admit(*probe, self._lease_ms)
+        except REDIS_FAULTS:
+            return None
+        if answer == "denied":
+            self._seek_after[scope] = self._clock() + BUSY_S
+        if answer != "probe":
+            return None
+        self._probes[probe] = self._clock() + self._stall_s
+        return probe
+
+    def _expire_probes(self) -> None:
+        """A probe that takes too long has failed; its record goes on, and is evidence if it arrives."""
+        now = self._clock()
+        with self._lock:
+            for probe in [probe for probe, till in self._probes.items() if till <= now]:
+                unclaimed, self._granted = self._granted == probe, None
+                why = f"a probe had no report for {self._stall_s:g} s"
+                self._conclude(probe, "ignore" if unclaimed else "fail", why)
+
+    def _settle_local(self) -> list[tuple[Probe, str, str]]:
+        """Settle the probes of the process's own circuit; return the fleet's."""
+        settled = [self._settled.popleft() for _ in range(len(self._settled))]
+        for probe, outcome, _ in settled:
+            if probe.scope == LOCAL and outcome != "ignore":
+                self.local.settle(self._now_ms(), outcome == "ok")
+        return [one for one in settled if one[0].scope != LOCAL]
+
+    @property
+    def _lease_ms(self) -> int:
+        return int((self._stall_s + PROBE_GRACE_S) * 1000)
+
+    def _remaining_s(self, scope: str) -> float:
+        """Seconds until the fleet's circuit is due, as it was last seen."""
+        view = self._views.get(scope)
+        if view is None:
+            return 0.0
+        if view.forced:
+            left = view.forced_ms / 1000 if view.forced_ms else self._rules.max_open_ms / 1000
+        else:
+            left = view.remaining_ms / 1000
+        return left - (self._clock() - self._viewed_at)
+
+    def _now_ms(self) -> float:
+        return self._clock() * 1000
+
+
+def _count_ok(tally: Tally, sent: int) -> None:
+    if sent >= tally.since:
+        tally.ok += 1
+        tally.row = 0
+    else:
+        tally.late = 1
+
+
+def _count_failure(tally: Tally, sent: int) -> None:
+    if sent >= tally.since:
+        tally.fail += 1
+        tally.row = 1
+
+
+def _of_probe(scope: str, cluster: bool, of_topic: bool, answered: bool) -> str:
+    """What a probe's failure says about the scope that it was for."""
+    if scope in (CLUSTER_SCOPE, LOCAL):
+        return "fail" if cluster else "ok" if answered else "ignore"
+    return "fail" if of_topic else "ignore"
+
+
+_breaker: Breaker | None = None
+_pid: int | None = None
+_making = threading.Lock()
+
+
+def current() -> Breaker:
+    """The breaker of this process; made and started on first use, and anew after a fork."""
+    global _breaker, _pid
+    if _breaker is None or _pid != os.getpid():
+        with _making:
+            if _breaker is None or _pid != os.getpid():
+                s = settings.current()
+                rules = Rules.of(s)
+                store = CircuitStore(RedisClient(s, REDIS_TIMEOUT_S), s.cluster, rules, WORKER)
+                made = Breaker(store, rules, s.stall_s)
+                made.start()
+                _breaker, _pid = made, os.getpid()
+    return _breaker

@@ -1,0 +1,92 @@
+-- What all operations on circuits share; the script of an operation follows it.
+--
+-- KEYS[1]: base of all keys of one Kafka cluster, "kafka-delivery:cb:1:{cluster}:". Every other key is made from it, hash
+--          tag included, so that all lie in one slot
+-- ARGV: rules (JSON), worker, a random number from 0 to 1 (Lua's own are the same at each run), then the operation's
+--
+-- A scope is "cluster" or "topic:<name>". Under <base><scope>: lie
+--   st  hash: the circuit      w  hash: its window, ten buckets      f  hash: worker -> when it failed last (ms)
+--   p   sorted set: probe token -> when its lease ends (ms)
+-- and under <base>: workers, topics (sorted sets by time, ms), log (stream of transitions).
+--
+-- All times are Redis's own. An open circuit is a state with an end, never a key that expires.
+local base, rules, worker, dice = KEYS[1], cjson.decode(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local CLUSTER = 'cluster'
+local LOG = 1000                 -- transitions that are kept
+local KEEP = 7 * 86400 * 1000    -- a circuit that nobody touches for so long is forgotten
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+
+local NUMBERS = {
+  epoch = 0, since = 0, till = 0, trips = 0, good = 0, lost = 0, ok_at = 0, streak = 0, streak_at = 0, ramp_at = 0,
+  forced_till = 0,
+}
+local TEXTS = {state = 'closed', why = '', by = '', forced = '', forced_by = '', forced_why = ''}
+
+local function key(scope, part) return base .. scope .. ':' .. part end
+
+local function shut(s)  -- whether records wait; what a person forces comes before what the circuit found
+  if s.forced == 'open' then return true end
+  return s.forced == '' and s.state ~= 'closed'
+end
+
+local function load(scope)
+  local s = {scope = scope, changed = 0}
+  for name, value in pairs(NUMBERS) do s[name] = value end
+  for name, value in pairs(TEXTS) do s[name] = value end
+  local stored = redis.call('HGETALL', key(scope, 'st'))
+  for i = 1, #stored, 2 do s[stored[i]] = NUMBERS[stored[i]] and tonumber(stored[i + 1]) or stored[i + 1] end
+  s.was_shut = s.shut == '1'
+  -- The clock of another host, after a failover, must not make an outage longer than it may be.
+  s.till = math.min(s.till, now + rules.max_open_ms * (1 + rules.jitter))
+  s.ok_at, s.since = math.min(s.ok_at, now), math.min(s.since, now)
+  if s.forced ~= '' and s.forced_till > 0 and s.forced_till <= now then
+    s.forced, s.ended = '', s.forced
+  end
+  return s
+end
+
+local function log(s, from, to, why, by)
+  redis.call('XADD', base .. 'log', 'MAXLEN', '~', LOG, '*', 'scope', s.scope, 'from', from, 'to', to, 'why', why,
+    'by', by, 'trips', s.trips, 'epoch', s.epoch)
+  s.changed = 1
+end
+
+local function save(s)
+  if s.ended then
+    log(s, 'forced ' .. s.ended, 'auto', 'the time that it was forced for is over', worker)
+    s.ended, s.forced_till = nil, 0
+  end
+  if s.was_shut and not shut(s) then s.ramp_at = now end  -- claims grow from here
+  local fields = {'shut', shut(s) and '1' or '0'}
+  for name in pairs(NUMBERS) do fields[#fields + 1] = name; fields[#fields + 1] = s[name] end
+  for name in pairs(TEXTS) do fields[#fields + 1] = name; fields[#fields + 1] = s[name] end
+  redis.call('HSET', key(s.scope, 'st'), unpack(fields))
+  redis.call('PEXPIRE', key(s.scope, 'st'), KEEP)
+end
+
+local function change(s, to, why)
+  local from = s.state
+  if from == 'closed' and now - s.since > rules.forget_ms then s.trips = 0 end  -- well since long: a new outage
+  s.state, s.why, s.by, s.since = to, why, worker, now
+  s.epoch = math.max(s.epoch + 1, now)  -- grows also after Redis has lost what it knew
+  s.good, s.lost, s.streak, s.streak_at = 0, 0, 0, 0
+  if to == 'open' then
+    s.trips = s.trips + 1
+    local wait = math.min(rules.max_open_ms, rules.open_ms * rules.growth ^ (s.trips - 1))
+    s.till = now + math.floor(wait * (1 + rules.jitter * dice))
+  end
+  redis.call('DEL', key(s.scope, 'w'), key(s.scope, 'f'))
+  log(s, from, to, why, worker)
+end
+
+local function lose_probes(s)  -- leases that ended: who held them is dead
+  s.lost = s.lost + redis.call('ZREMRANGEBYSCORE', key(s.scope, 'p'), '-inf', now)
+  if s.lost >= rules.max_lost then change(s, 'open', s.lost .. ' probes in a row were lost') end
+end
+
+local function view(s)
+  local remaining = s.state == 'open' and math.max(0, s.till - now) or 0
+  local forced = s.forced_till > 0 and s.forced_till - now or 0
+  return {s.scope, s.state, s.epoch, math.ceil(remaining), s.trips, s.forced, forced, s.why, s.changed}
+end
