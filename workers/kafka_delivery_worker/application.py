@@ -121,7 +121,7 @@ def _settle_down(**_: Any) -> None:
     # once the worker is ready stays.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+    gc.set_threshold(20_000, 2, 5)  # a failure leaves cycles with a copy of its traceback
 
 
 def _told_to_stop(how: str = "", **_: Any) -> None:

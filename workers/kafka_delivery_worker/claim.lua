@@ -1,11 +1,15 @@
 -- Settle what a worker is done with, and lease it the next messages, in one step.
 --
--- KEYS: gate, leases, held (of this worker), deaths, then for each list of each queue: the list, its delayed set
--- ARGV: worker, lease (ms), room (messages), room (bytes), claim number, prefix of keys, number of acks and of returns,
---       acks..., returns..., then the name of each list, as it is part of a delivery tag
+-- KEYS: gate, leases, held (of this worker), deaths, the cluster's circuit, leases of its probes, topics whose records
+--       wait, then for each list of each queue: the list, its delayed set
+-- ARGV: worker, lease (ms), room (messages), room (bytes), claim number, prefix of keys, messages that it may hold, how
+--       long that grows after an outage (ms), base of the keys of circuits, scope of the probe that it may send and its
+--       token ("" for none), number of acks, of returns and of messages put aside, acks..., returns..., tag and topic of
+--       each that is put aside..., then the name of each list, as it is part of a delivery tag
 --
 -- Reply: {1, items, their tags, suspicion of each, ms until the next delayed message is due (-1: none), messages held}
---        {0, ...} nothing is there; {2, ...} a suspect waits for empty hands; {-1, ...} the gate is shut
+--        {0, ...} nothing is there; {2, ...} a suspect waits for empty hands; {3, ...} not so many yet, after an outage;
+--        {-1, ...} the gate is shut
 --
 -- A delivery tag is "<claim number>.<place>:<list>": never used twice by a worker, so that an answer which was lost
 -- on its way is not overwritten by the next claim.
@@ -13,8 +17,14 @@
 -- An error in the middle would lose what was taken out of a list: whatever can fail is tried before that.
 local held, deaths = KEYS[3], KEYS[4]
 local worker, lease, room, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local claim, prefix, acks, returns = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
-local first_name = 9 + acks + returns
+local claim, prefix, limit, ramp = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local circuits, probe, token = ARGV[9], ARGV[10], ARGV[11]
+local acks, returns, asides = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14])
+local FIRST_ACK = 15
+local first_return = FIRST_ACK + acks
+local first_aside = first_return + returns
+local first_name = first_aside + 2 * asides
+local FIRST_LIST = 8
 local AT_ONCE = 50  -- messages that are taken out of a list by one command
 local MOVES = 1000  -- messages that are put aside until they are due by one claim; Redis serves nobody meanwhile
 local ALONE_FROM = 3
@@ -23,15 +33,21 @@ local ALONE_FROM = 3
 -- what workers take out is what makes room. A Redis that refuses all writes refuses here.
 redis.call('HDEL', held, '')
 
-for i = 9, 8 + acks, 1000 do
-  redis.call('HDEL', held, unpack(ARGV, i, math.min(i + 999, 8 + acks)))
+for i = FIRST_ACK, first_return - 1, 1000 do
+  redis.call('HDEL', held, unpack(ARGV, i, math.min(i + 999, first_return - 1)))
 end
-for i = 9 + acks, 8 + acks + returns do
-  local item = redis.call('HGET', held, ARGV[i])
+local function move(tag, list)
+  local item = redis.call('HGET', held, tag)
   if item then  -- else this worker lost its lease, and the message is elsewhere by now
-    redis.call('LPUSH', prefix .. string.match(ARGV[i], ':(.*)$'), item)
-    redis.call('HDEL', held, ARGV[i])
+    redis.call('LPUSH', list, item)
+    redis.call('HDEL', held, tag)
   end
+end
+for i = first_return, first_aside - 1 do move(ARGV[i], prefix .. string.match(ARGV[i], ':(.*)$')) end
+for i = first_aside, first_name - 1, 2 do  -- their topic's circuit is open: they wait in a list of their own
+  local member = ARGV[i + 1] .. ':' .. string.match(ARGV[i], ':(.*)$')
+  redis.call('SADD', KEYS[7], member)
+  move(ARGV[i], KEYS[7] .. ':' .. member)
 end
 
 local items, tags, suspected, next_due = {}, {}, {}, -1
@@ -45,6 +61,24 @@ if redis.call('EXISTS', KEYS[1]) == 1 then return answer(-1) end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('ZADD', KEYS[2], now + lease, worker)
+
+local circuit = redis.call('HMGET', KEYS[5], 'shut', 'ramp_at')
+if probe == 'cluster' then
+  local till = redis.call('ZSCORE', KEYS[6], token)
+  if not till or tonumber(till) <= now then return answer(-1) end
+elseif circuit[1] == '1' then
+  return answer(-1)
+end
+if probe ~= '' then
+  room = 1
+else
+  local passed = now - tonumber(circuit[2] or 0)
+  if passed >= 0 and passed < ramp then  -- slowly: what waited behind an outage would be the next one
+    room = math.min(room, math.ceil(limit * (passed / ramp) ^ 2) - redis.call('HLEN', held))
+    if room <= 0 and redis.call('HLEN', held) == 0 then room = 1 end
+    if room <= 0 then return answer(3) end
+  end
+end
 
 -- A message that several workers died with is a suspect: it is claimed alone, by a worker that holds nothing else, so
 -- that the next death proves something.
@@ -62,7 +96,7 @@ end
 
 local waiting = {}  -- whether a list or its delayed set holds anything
 local suspect = nil
-for i = 5, #KEYS, 2 do
+for i = FIRST_LIST, #KEYS, 2 do
   waiting[i] = redis.call('LLEN', KEYS[i]) + redis.call('ZCARD', KEYS[i + 1]) > 0
   if any_suspects and not suspect then
     local oldest = redis.call('LINDEX', KEYS[i], -1)
@@ -130,12 +164,33 @@ end
 -- a list that is always full would keep it waiting for ever.
 if suspect then
   if not empty_handed then return answer(2) end
-  take(KEYS[suspect], ARGV[first_name + (suspect - 5) / 2], {redis.call('RPOP', KEYS[suspect])})
+  take(KEYS[suspect], ARGV[first_name + (suspect - FIRST_LIST) / 2], {redis.call('RPOP', KEYS[suspect])})
   return answer(1)
 end
 
-for i = 5, #KEYS, 2 do
-  local list, delayed, name = KEYS[i], KEYS[i + 1], ARGV[first_name + (i - 5) / 2]
+-- What waited while its topic's circuit was open comes before what came later; of a topic that is probed, one.
+local served = {}
+for i = first_name, #ARGV do served[ARGV[i]] = true end
+local probed = string.match(probe, '^topic:(.*)$')
+for _, member in ipairs(redis.call('SMEMBERS', KEYS[7])) do
+  local topic, name = string.match(member, '^([^:]*):(.*)$')
+  local list = KEYS[7] .. ':' .. member
+  local flows = topic == probed
+  if not probed then flows = redis.call('HGET', circuits .. 'topic:' .. topic .. ':st', 'shut') ~= '1' end
+  while flows and served[name] and room > 0 and bytes > 0 do
+    local popped = redis.call('RPOP', list, at_once())
+    if not popped then
+      redis.call('SREM', KEYS[7], member)
+      break
+    end
+    for _, item in ipairs(popped) do largest = math.max(largest or 0, #item) end
+    take(list, name, popped)
+  end
+end
+if probed then room = 0 end
+
+for i = FIRST_LIST, #KEYS, 2 do
+  local list, delayed, name = KEYS[i], KEYS[i + 1], ARGV[first_name + (i - FIRST_LIST) / 2]
   while waiting[i] and room > 0 and bytes > 0 do
     local ready = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, at_once())
     if #ready == 0 then break end

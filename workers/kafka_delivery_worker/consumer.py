@@ -14,11 +14,14 @@ from amqp.exceptions import AMQPError
 from celery import signals
 from celery.worker.consumer import Consumer as CeleryConsumer
 
+from kafka_delivery import settings
+from kafka_delivery.names import DEAD_LETTER, PROBE, SEND, SEND_MANY, is_topic_name
 from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
 
-from . import engine
+from . import breaker, engine
 from .lease import REDIS_FAULTS, REQUEUE_PAUSE_S
 from .parking import Parked
+from .transport import Channel
 
 log = logging.getLogger("kafka_delivery.consumer")
 
@@ -41,7 +44,7 @@ class Consumer(CeleryConsumer):
         def on_task_received(message: Any) -> None:
             try:
                 lane = lanes.get(message.headers.get("task"))
-                if lane is None or not lane.take(message):
+                if (lane is None or not lane.take(message)) and not self._waits(message):
                     handle(message)
             except QUEUE_FAULTS:  # not Celery's connection errors: for kombu, a KeyError is one
                 raise
@@ -49,6 +52,29 @@ class Consumer(CeleryConsumer):
                 self.on_decode_error(message, exc)
 
         return on_task_received
+
+    def _waits(self, message: Any) -> bool:
+        """Whether the circuit that the message needs is open; it is back in Redis then, where it waits.
+
+        With another transport it is the task that finds out, and is put back with a delay.
+        """
+        if not isinstance(message.channel, Channel) or message.headers.get("task") not in (
+            SEND,
+            SEND_MANY,
+            DEAD_LETTER,
+        ):
+            return False
+        known = breaker.current()
+        if message.headers.get(PROBE) is not None or not (known.shut or known.shut_topics):
+            return False
+        if known.shut:
+            message.channel.give_back(message.delivery_tag)
+            return True
+        topic = target_of(message)
+        if topic not in known.shut_topics:
+            return False
+        message.channel.put_aside(message.delivery_tag, topic)
+        return True
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """The body is not what its content type says."""
@@ -119,6 +145,21 @@ def _envelope(message: Any) -> dict[str, Any]:
             "delivery_tag": None,
         },
     }
+
+
+def target_of(message: Any) -> str | None:
+    """The topic that the record of a message goes to; None where it has none or several, or is not understood."""
+    task = message.headers.get("task")
+    if task not in (SEND, DEAD_LETTER):
+        return None
+    try:
+        args, kwargs, _ = message.decode()
+        topic = args[0][2] if args and isinstance(args[0], list) else args[0] if args else kwargs["topic"]
+    except Exception:  # whatever is wrong with it, its task finds out and says so
+        return None
+    if not isinstance(topic, str) or not is_topic_name(topic):
+        return None
+    return settings.current().dead_letter_topic(topic) if task == DEAD_LETTER else topic
 
 
 def _printable(message_id: Any) -> str:

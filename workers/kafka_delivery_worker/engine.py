@@ -14,11 +14,13 @@ from typing import Any
 from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
-from kafka_delivery.errors import DeliveryError, InvalidRecordError
+from kafka_delivery.errors import CircuitBreakerOpen, DeliveryError, InvalidRecordError
 from kafka_delivery.names import DEAD_LETTER, SEND, DeadLetterHeaders
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 
+from . import breaker
+from .breaker import Admission
 from .broadcast import Broadcast
 from .classify import Retry, delivery_error, verdict
 from .counts import Counts
@@ -28,6 +30,9 @@ from .producer import Outgoing, Producer, Report
 from .topics import TopicCreator
 
 log = logging.getLogger("kafka_delivery.engine")
+
+NO_PROBE: Admission = 0
+"""Of a record that was admitted before and is sent again: late, whatever becomes of it."""
 
 stopping = Broadcast()
 """The worker was told to stop: records in flight may finish."""
@@ -43,29 +48,35 @@ class Engine:
         self._settings = s
         self._redis = RedisClient(s)
         self._counts = Counts(self._redis, s.counts_interval_s)
-        self.producer = Producer(s)
+        self.breaker = breaker.current()
+        self.producer = Producer(s, on_error=self.breaker.broker_error)
         self.outcomes: dict[str, Report] = {}
         """Reports of records that the event loop produced and that failed, for the task that goes on with them."""
         # Makes batches of one, for a record whose batch was refused: that one may have had bad company.
         # It connects when it is first used, which is hardly ever.
-        self._alone = Producer(s, **{"batch.num.messages": 1, "linger.ms": 0})
+        self._alone = Producer(s, None, **{"batch.num.messages": 1, "linger.ms": 0})
         self._topics = TopicCreator(s)
+        self.breaker.in_flight = lambda: self.producer.in_flight + self._alone.in_flight
         threading.Thread(target=self._stop_in_time, name="kafka-delivery-stop", daemon=True).start()
 
     # -- one attempt
-    def deliver(self, record: Record) -> dict[str, Any]:
+    def deliver(self, record: Record, probe: str | None = None) -> dict[str, Any]:
         """Deliver one record; return where it is.
 
+        Args:
+            record: what to deliver.
+            probe: mark of the probe that it is, if it is one.
+
         Raises:
-            DeliveryError: classified; see `classify.delivery_error`.
+            DeliveryError: classified; see `classify.delivery_error`. `CircuitBreakerOpen`: it was not tried.
         """
-        return self._one(record, Outgoing.of(record))
+        return self._one(record, Outgoing.of(record), probe, self.outcomes.pop(record.id, None))
 
-    def deliver_many(self, records: list[Record]) -> list[dict[str, Any] | DeliveryError]:
+    def deliver_many(self, records: list[Record], probe: str | None = None) -> list[dict[str, Any] | DeliveryError]:
         """Deliver records side by side; for each, in order, where it is or why not."""
-        return self._deliver([(record, Outgoing.of(record)) for record in records])
+        return self._deliver([(record, Outgoing.of(record)) for record in records], probe)
 
-    def deliver_dead_letter(self, record: Record, why: dict[str, Any]) -> dict[str, Any]:
+    def deliver_dead_letter(self, record: Record, why: dict[str, Any], probe: str | None = None) -> dict[str, Any]:
         """Publish a dead letter; return where it is.
 
         Raises:
@@ -73,11 +84,11 @@ class Engine:
         """
         letter = self._dead_letter(record, why)
         try:
-            metadata = self._one(record, letter, topic=letter.topic)
+            metadata = self._one(record, letter, probe, count=False)
         except DeliveryError as error:
             if not self._topics.create(letter.topic, error):
                 raise
-            metadata = self._one(record, letter, topic=letter.topic)
+            metadata = self._one(record, letter, None, count=False)
         self.count("dead-lettered", record.topic)
         log.warning(
             "record.dead_lettered topic=%s message_id=%s error_class=%s error_code=%s dead_letter_topic=%s",
@@ -85,19 +96,46 @@ class Engine:
         )  # fmt: skip
         return metadata
 
-    def _one(self, record: Record, outgoing: Outgoing, topic: str | None = None) -> dict[str, Any]:
-        known = self.outcomes.pop(record.id, None) if topic is None else None
-        (outcome,) = self._deliver([(record, outgoing)], count=topic is None, known=known)
+    def _one(
+        self, record: Record, outgoing: Outgoing, probe: str | None, known: Report | None = None, count: bool = True
+    ) -> dict[str, Any]:
+        if known is not None:  # the event loop has sent it
+            outcome = self._after([(record, outgoing)], [known], count)[0]
+        else:
+            outcome = self._deliver([(record, outgoing)], probe, count)[0]
         if isinstance(outcome, DeliveryError):
             raise outcome
         return outcome
 
     def _deliver(
-        self, sends: list[tuple[Record, Outgoing]], *, count: bool = True, known: Report | None = None
+        self, sends: list[tuple[Record, Outgoing]], probe: str | None, count: bool = True
     ) -> list[dict[str, Any] | DeliveryError]:
-        reports = [known] if known else self._produce(self.producer, [outgoing for _, outgoing in sends])
+        admissions = [self._admission(outgoing.topic, probe) for _, outgoing in sends]
+        admitted = [
+            (send, admission) for send, admission in zip(sends, admissions, strict=True) if admission is not None
+        ]
+        reports = self._produce(self.producer, [(outgoing, admission) for (_, outgoing), admission in admitted])
+        outcomes = iter(self._after([send for send, _ in admitted], reports, count))
+        return [
+            self._not_tried(record, outgoing) if admission is None else next(outcomes)
+            for (record, outgoing), admission in zip(sends, admissions, strict=True)
+        ]
+
+    def _admission(self, topic: str, probe: str | None) -> Admission | None:
+        admission = self.breaker.admission(topic, probe)
+        return self.breaker.ask(topic) if admission is None else admission
+
+    def _not_tried(self, record: Record, outgoing: Outgoing) -> CircuitBreakerOpen:
+        return CircuitBreakerOpen(
+            "the circuit is open", outgoing.topic, record.id, self.breaker.retry_after(outgoing.topic)
+        )
+
+    def _after(
+        self, sends: list[tuple[Record, Outgoing]], reports: list[Report], count: bool
+    ) -> list[dict[str, Any] | DeliveryError]:
+        """What the first reports come to: those that may have failed for a neighbour are sent once more, alone."""
         refused = [place for place, report in enumerate(reports) if _had_company(report)]
-        again = self._produce(self._alone, [sends[place][1] for place in refused])
+        again = self._produce(self._alone, [(sends[place][1], NO_PROBE) for place in refused])
         for place, report in zip(refused, again, strict=True):
             reports[place] = report
         return [
@@ -105,27 +143,35 @@ class Engine:
             for (record, outgoing), report in zip(sends, reports, strict=True)
         ]
 
-    def _produce(self, producer: Producer, batch: list[Outgoing]) -> list[Report]:
+    def _produce(self, producer: Producer, batch: list[tuple[Outgoing, Admission]]) -> list[Report]:
         """Produce all and wait for all reports; a missing one is a timeout: the record may be in the log."""
         if not batch:
             return []
         reports: list[Report] = [Report(KafkaError(KafkaError._MSG_TIMED_OUT))] * len(batch)
         waiting = threading.Semaphore(0)
 
-        def on_report(place: int) -> Any:
+        def on_report(place: int, topic: str, admission: Admission) -> Any:
             def put(report: Report) -> None:
                 reports[place] = report
+                self.tell_breaker(admission, topic, report)
                 waiting.release()
 
             return put
 
-        for place, outgoing in enumerate(batch):
-            producer.produce(outgoing, on_report(place))
+        for place, (outgoing, admission) in enumerate(batch):
+            producer.produce(outgoing, on_report(place, outgoing.topic, admission))
         deadline = monotonic() + self._settings.report_timeout_s
         for _ in batch:
             if not waiting.acquire(timeout=max(0.0, deadline - monotonic())):
                 break
         return list(reports)
+
+    def tell_breaker(self, admission: Admission, topic: str, report: Report) -> None:
+        """What became of a record counts for the circuits."""
+        if report.error is None:
+            self.breaker.delivered(admission, topic)
+        else:
+            self.breaker.failed(admission, topic, report.error.code())
 
     def _outcome(
         self, record: Record, outgoing: Outgoing, report: Report, count: bool
@@ -256,6 +302,7 @@ class Engine:
         timeout = 0.0 if hurrying.sent else self._settings.shutdown_timeout_s
         self.producer.close(timeout)
         self._alone.close(timeout)
+        self.breaker.stop()
         self._counts.stop()
 
 

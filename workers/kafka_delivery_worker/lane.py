@@ -18,12 +18,15 @@ from celery import signals
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state
 from celery.worker import strategy as stock
+from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
-from kafka_delivery.names import MESSAGE_ID, WIRE_VERSION
+from kafka_delivery.names import MESSAGE_ID, PROBE, WIRE_VERSION
 from kafka_delivery.record import MAX_TIMESTAMP_MS, Record, is_message_id, unpack
 
 from . import engine
+from .breaker import Admission
+from .classify import Retry, Scope, verdict
 from .producer import Outgoing, Report
 from .request import Request
 
@@ -71,6 +74,7 @@ class Lane:
             eventer.buffer_limit = max(eventer.buffer_limit, EVENT_BUFFER)
         self._consumer = consumer
         self._engine = engine.current()
+        self._breaker = self._engine.breaker
         self._resume = stock.default(task, app, Announced(consumer))
         self._cluster = settings.current().cluster
         self._topics: set[str] = set()
@@ -84,7 +88,10 @@ class Lane:
             return False
         if outgoing is None:
             return False
-        self._start(message, message.headers, outgoing, len(message.body))
+        admission = self._breaker.admission(outgoing.topic, message.headers.get(PROBE))
+        if admission is None:
+            return False  # the consumer finds out, too
+        self._start(message, message.headers, outgoing, admission, len(message.body))
         return True
 
     def _plain(self, message: Any) -> Outgoing | None:
@@ -126,13 +133,15 @@ class Lane:
             return None
         return Outgoing(topic, unpack(value), unpack(key), [(MESSAGE_ID, message_id)], partition, timestamp_ms)
 
-    def _start(self, message: Any, headers: dict[str, Any], outgoing: Outgoing, size: int) -> None:
+    def _start(
+        self, message: Any, headers: dict[str, Any], outgoing: Outgoing, admission: Admission, size: int
+    ) -> None:
         request = LaneRequest(message, headers, self)
         state.task_reserved(request)
         state.task_accepted(request)
         try:
             self._announce(request, headers)
-            self.pool.launch(outgoing, size, partial(self._report, request, outgoing.topic))
+            self.pool.launch(outgoing, size, partial(self._report, request, outgoing.topic, admission))
         except BaseException:  # say, events that Redis did not take
             state.task_ready(request)
             raise
@@ -153,10 +162,12 @@ class Lane:
             )
             self.eventer.send("task-started", uuid=request.id)
 
-    def _report(self, request: LaneRequest, topic: str, report: Report) -> None:
+    def _report(self, request: LaneRequest, topic: str, admission: Admission, report: Report) -> None:
         if report.error is not None:
-            self._failed(request, report)
+            self._breaker.failed(admission, topic, report.error.code())
+            self._failed(request, topic, report, report.error)
             return
+        self._breaker.delivered(admission, topic)
         state.task_ready(request, successful=True)
         request.acknowledge()
         self._engine.count("delivered", topic)
@@ -166,12 +177,31 @@ class Lane:
                 "task-succeeded", uuid=request.id, result=repr(where), runtime=monotonic() - request.started
             )
 
-    def _failed(self, request: LaneRequest, report: Report) -> None:
+    def _waits(self, request: LaneRequest, topic: str, error: KafkaError) -> bool:
+        """Whether it failed for what a circuit is open for; then it waits in Redis like all others, no attempt used."""
+        found, message = verdict(error.code()), request._message
+        innocent = found.retry is Retry.HOLD
+        if self._breaker.shut and innocent:
+            message.channel.give_back(message.delivery_tag)
+        elif topic in self._breaker.shut_topics and (
+            innocent or (found.scope, found.retry) == (Scope.TOPIC, Retry.FULL)
+        ):
+            message.channel.put_aside(message.delivery_tag, topic)
+        else:
+            return False
+        self._engine.count("deferred", topic)
+        if self.events:
+            self.eventer.send("task-retried", uuid=request.id, exception=f"{found.name}: {found.reason}", traceback="")
+        return True
+
+    def _failed(self, request: LaneRequest, topic: str, report: Report, error: KafkaError) -> None:
         state.task_ready(request)
         if self.pool.stopping:
             return  # it is not settled: the end of the lease returns it to its queue
-        state.total_count[request.name] -= 1  # the request that goes on counts itself
+        state.total_count[request.name] -= 1  # whoever goes on with it counts it
         state.all_total_count[0] -= 1
+        if self._waits(request, topic, error):
+            return
         self._engine.outcomes[request.id] = report
         message, later = request._message, self._consumer.call_soon_ack
         try:
@@ -182,8 +212,8 @@ class Lane:
                 partial(later, message.reject_log_error),
                 self._consumer.on_task_message,
             )
-        except Exception as error:  # no thread could be started, or events that Redis did not take
-            log.error("record.not_resumed message_id=%s error=%s", request.id, type(error).__name__)
+        except Exception as fault:  # no thread could be started, or events that Redis did not take
+            log.error("record.not_resumed message_id=%s error=%s", request.id, type(fault).__name__)
             message.reject(requeue=True)
         if request.id not in state.requests:  # it was revoked meanwhile, or it is done
             self._engine.outcomes.pop(request.id, None)

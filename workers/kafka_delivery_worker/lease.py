@@ -45,6 +45,15 @@ def script(name: str) -> str:
     return importlib.resources.files(__package__).joinpath(f"{name}.lua").read_text()
 
 
+class Settling(NamedTuple):
+    """Delivery tags of messages that are done with, that go to the end of their lists, and that are put aside, each
+    with its topic."""
+
+    acks: list[str]
+    returns: list[str]
+    asides: list[tuple[str, str]]
+
+
 class Renewed(NamedTuple):
     """How many workers' leases were over, and in how many seconds somebody should look again."""
 
@@ -63,6 +72,8 @@ class Lease:
         seconds: how long a lease lasts without renewal.
         prefix: of every key, kombu's ``global_keyprefix``.
         max_bytes: of messages that may be held at a time.
+        cluster: the Kafka cluster whose circuits decide what may be claimed.
+        ramp_s: how long claims grow to their full number after one of them was open.
         max_deaths: workers that may die with a message before it is parked. From the third on it is claimed alone.
     """
 
@@ -73,6 +84,8 @@ class Lease:
         prefix: str = "",
         max_bytes: int = UNBOUNDED,
         max_deaths: int = 5,
+        cluster: str = "default",
+        ramp_s: float = 0.0,
     ) -> None:
         self.owner = uuid.uuid4().hex
         self.milliseconds = int(seconds * 1000)
@@ -83,13 +96,15 @@ class Lease:
         self.held_key = prefix + names.HELD + self.owner
         self.held: dict[str, int] = {}
         """Delivery tag -> size of what this process works on or is about to."""
-        self.acks: list[str] = []
-        self.returns: list[str] = []
+        self.settling = Settling([], [], [])
         self.pool_keeps_reserved = False
         """Whether the pool works on all that it was given also after a connection broke; it sets this."""
         self._bytes = 0
         self._max_bytes = max_bytes
         self._max_deaths = max_deaths
+        self.circuits = prefix + names.CIRCUITS.format(cluster=cluster)
+        self.waiting = prefix + names.WAITING
+        self.ramp_ms = int(ramp_s * 1000)
         self._later: list[tuple[float, str]] = []
         self._claims = 0
         self._connect = connect
@@ -113,21 +128,29 @@ class Lease:
         return self._redis
 
     # -- claims; the channel sends them on its own connection
-    def claim_arguments(self, room: int, lists: list[str], acks: list[str], returns: list[str]) -> list[Any]:
+    def claim_arguments(
+        self, room: int, lists: list[str], settling: Settling, limit: int = UNBOUNDED, probe: tuple[str, str] = ("", "")
+    ) -> list[Any]:
         """Keys and arguments of claim.lua, for a number of the claim's own.
 
         Args:
             room: how many messages may come, at most.
             lists: the lists to claim from, in this order, without the prefix.
-            acks, returns: what to settle in the same step.
+            settling: what to settle in the same step.
+            limit: how many messages may be held, which grows to this after an outage.
+            probe: scope and token of the probe that the one message is which may come.
         """
         self._claims += 1
-        keys = [self.gate, self.leases, self.held_key, self.deaths]
+        circuit = f"{self.circuits}{names.CLUSTER_SCOPE}:"
+        keys = [self.gate, self.leases, self.held_key, self.deaths, f"{circuit}st", f"{circuit}p", self.waiting]
         for name in lists:
             keys += [self.prefix + name, self.prefix + names.DELAYED + name]
-        settled = [len(acks), len(returns), *acks, *returns]
+        acks, returns, asides = settling
+        counts = [len(acks), len(returns), len(asides)]
+        settled = [*acks, *returns, *(part for aside in asides for part in aside)]
         arguments = [self.owner, self.milliseconds, room, self.room_for_bytes(), self._claims, self.prefix]
-        return [len(keys), *keys, *arguments, *settled, *lists]
+        arguments += [limit, self.ramp_ms, self.circuits, *probe]
+        return [len(keys), *keys, *arguments, *counts, *settled, *lists]
 
     def room_for_bytes(self) -> int:
         """Bytes that may be claimed now."""
@@ -146,12 +169,17 @@ class Lease:
     def settled(self, tag: str) -> None:
         """The message is elsewhere, or done with."""
         self.forget(tag)
-        self.acks.append(tag)
+        self.settling.acks.append(tag)
 
     def returned(self, tag: str) -> None:
         """The message goes to the end of its list."""
         self.forget(tag)
-        self.returns.append(tag)
+        self.settling.returns.append(tag)
+
+    def put_aside(self, tag: str, topic: str) -> None:
+        """The message waits in a list of its topic's own until that topic's circuit closes."""
+        self.forget(tag)
+        self.settling.asides.append((tag, topic))
 
     def return_later(self, tag: str, seconds: float) -> None:
         """The message goes to the end of its list after a pause: at once, it would come back at once."""
@@ -165,21 +193,21 @@ class Lease:
             self._later = self._later[len(due) :]
             for tag in due:
                 self.returned(tag)
-        return bool(self.acks or self.returns)
+        return any(self.settling)
 
     def knows(self, holding: int) -> bool:
         """Whether so many messages held in Redis can all be known here."""
-        return holding <= len(self.held) + len(self.acks) + len(self.returns)
+        return holding <= len(self.held) + sum(len(tags) for tags in self.settling)
 
-    def take_settled(self) -> tuple[list[str], list[str]]:
+    def take_settled(self) -> Settling:
         """What to send with the next claim; give it back with `untake_settled` if that failed."""
-        taken = self.acks, self.returns
-        self.acks, self.returns = [], []
+        taken, self.settling = self.settling, Settling([], [], [])
         return taken
 
-    def untake_settled(self, acks: list[str], returns: list[str]) -> None:
+    def untake_settled(self, taken: Settling) -> None:
         """Settling twice changes nothing, so what may have been sent is sent again."""
-        self.acks, self.returns = acks + self.acks, returns + self.returns
+        now = self.settling
+        self.settling = Settling(taken.acks + now.acks, taken.returns + now.returns, taken.asides + now.asides)
 
     def flush(self) -> None:
         """Settle now.
@@ -187,11 +215,11 @@ class Lease:
         Raises:
             redis.exceptions.RedisError: it is not settled; nothing is forgotten.
         """
-        acks, returns = self.take_settled()
+        settling = self.take_settled()
         try:
-            self.redis.eval(script("claim"), *self.claim_arguments(0, [], acks, returns))
+            self.redis.eval(script("claim"), *self.claim_arguments(0, [], settling))
         except BaseException:
-            self.untake_settled(acks, returns)
+            self.untake_settled(settling)
             raise
 
     def reconcile(self) -> None:

@@ -101,10 +101,12 @@ class Producer:
 
     Args:
         settings: of the worker.
+        on_error: called with the code of each error of the client itself or of its brokers.
         **properties: librdkafka properties that differ from them.
     """
 
-    def __init__(self, settings: Settings, **properties: Any) -> None:
+    def __init__(self, settings: Settings, on_error: Callable[[int], None] | None = None, **properties: Any) -> None:
+        self._told = on_error
         self._properties = librdkafka_properties(settings) | properties
         self._lock = threading.RLock()
         self._generation = 0
@@ -296,6 +298,8 @@ class Producer:
     def _on_error(self, error: KafkaError) -> None:
         now = monotonic()
         self._last_error = (now, error)
+        if self._told is not None:
+            self._told(error.code())
         if now - self._logged.get(error.code(), -REPEATED_ERROR_S) >= REPEATED_ERROR_S:
             self._logged[error.code()] = now
             log.warning("producer.error code=%s detail=%r", error.name(), error.str())

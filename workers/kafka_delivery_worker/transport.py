@@ -23,10 +23,12 @@ from kombu.compression import decompress
 from kombu.transport import redis, virtual
 
 from kafka_delivery import settings
-from kafka_delivery.names import QUEUE
+from kafka_delivery.names import PROBE, QUEUE
 from kafka_delivery.redis_client import RedisClient
 
-from .lease import REDIS_FAULTS, REQUEUE_PAUSE_S, Lease, script
+from . import breaker
+from .breaker import Breaker, Probe
+from .lease import REDIS_FAULTS, REQUEUE_PAUSE_S, Lease, Settling, script
 from .parking import Parked, ParkingStore
 
 log = logging.getLogger("kafka_delivery.transport")
@@ -38,11 +40,16 @@ IDLE_S = 0.2
 """How long an idle worker waits in Redis for the list of sends to fill. The other lists and what becomes due are looked
 at this often: five times a second and worker, ten calls."""
 
-NOTHING, CLAIMED, SUSPECT, SHUT = 0, 1, 2, -1
+NOTHING, CLAIMED, SUSPECT, RAMP, SHUT = 0, 1, 2, 3, -1
 """What claim.lua answers."""
 
 SHUT_S = 0.5
 """How often a worker looks whether the gate is open again."""
+
+RAMP_S = 0.02
+"""How soon it looks again after an outage, when it holds as many messages as it may already."""
+
+PAUSES = {SHUT: SHUT_S, SUSPECT: SHUT_S, RAMP: RAMP_S}
 
 PUBLISHERS_TAG = "publishers-tag"
 """Where a claimed message keeps the delivery tag that its publisher gave it."""
@@ -60,7 +67,15 @@ def process_lease() -> Lease:
     redis = RedisClient(
         s, min(s.worker_socket_timeout_s, s.lease_s / 3)
     )  # a renewal that hangs must leave time for one
-    return Lease(lambda: redis.client, s.lease_s, redis.prefix, s.max_in_flight_bytes, s.max_deaths)
+    return Lease(
+        lambda: redis.client,
+        s.lease_s,
+        redis.prefix,
+        s.max_in_flight_bytes,
+        s.max_deaths,
+        cluster=s.cluster,
+        ramp_s=s.ramp_s,
+    )
 
 
 class Message(virtual.Message):
@@ -158,7 +173,8 @@ class Channel(redis.Channel):
 
     _asked = ""
     """What was asked and not answered yet."""
-    _sent: tuple[list[str], list[str]] = ([], [])
+    _sent = Settling([], [], [])
+    _probe: Probe | None = None
     _quiet_until = 0.0
     _empty = False
     _next_due = -1
@@ -174,6 +190,11 @@ class Channel(redis.Channel):
     def lease(self) -> Lease:
         """The lease of this process; every channel shares it."""
         return process_lease()
+
+    @property
+    def breaker(self) -> Breaker:
+        """The circuit breaker of this process."""
+        return breaker.current()
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         # Kombu makes a client for each operation; it is thread-safe and may be kept as long as its pool.
@@ -205,11 +226,18 @@ class Channel(redis.Channel):
         if not self._reconciled:
             self.lease.reconcile()
             self.lease.start()
+            self.breaker.claim_by(self._look)
             self._reconciled = True
-        if self._empty and not to_settle:
+        if self._empty and not to_settle and not self.breaker.shut:
             self._wait()
         else:
             self._claim(ahead=False)
+
+    def _look(self) -> None:
+        """Called by the breaker's thread: claims may be allowed now, or a probe."""
+        self._quiet_until = 0.0
+        if self.connection.hub is not None:
+            self.connection.hub.call_soon(lambda: None)  # a turn of the event loop
 
     def _answer_lost(self) -> None:
         """It may have been done or not; both are fine to ask again. What it brought, if anything, is reconciled."""
@@ -217,9 +245,12 @@ class Channel(redis.Channel):
         self._reconciled = False
 
     def _not_done(self) -> None:
-        self.lease.untake_settled(*self._sent)
-        self._sent = ([], [])
+        self.lease.untake_settled(self._sent)
+        self._sent = Settling([], [], [])
         self._asked = ""
+        if self._probe is not None:
+            self.breaker.unused(self._probe)
+            self._probe = None
 
     def _room(self) -> int:
         if self.lease.room_for_bytes() <= 0:
@@ -233,14 +264,23 @@ class Channel(redis.Channel):
     def _claim(self, *, ahead: bool) -> None:
         lists = self._lists()
         room = self._room()
-        if not lists or (room <= 0 and not self.lease.acks and not self.lease.returns):
+        probe = None if ahead else self.breaker.take_probe()
+        if self.breaker.shut and probe is None:
+            room = 0  # also where Redis does not know, or no longer
+        if not lists or (room <= 0 and not self.lease.to_settle and probe is None):
+            self._quiet_until = monotonic() + SHUT_S if self.breaker.shut else 0.0
             return
         if ahead and room < CLAIM // 4:
             return  # not worth its round trip; what is being worked on makes room
         if self._script_id is None:
             self._script_id = self.lease.redis.script_load(script("claim"))
         self._sent = self.lease.take_settled()
-        self._ask("claim", "EVALSHA", self._script_id, *self.lease.claim_arguments(max(room, 0), lists, *self._sent))
+        self._probe = probe
+        limit = int(self.qos.prefetch_count) or CLAIM
+        arguments = self.lease.claim_arguments(
+            max(room, 0 if probe is None else 1), lists, self._sent, limit, probe or ("", "")
+        )
+        self._ask("claim", "EVALSHA", self._script_id, *arguments)
 
     def _wait(self) -> None:
         """Wait in Redis until a list has something, taking nothing out: its last message moves to its end.
@@ -281,13 +321,23 @@ class Channel(redis.Channel):
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        asked, self._asked, self._sent = self._asked, "", ([], [])
+        asked, self._asked, self._sent = self._asked, "", Settling([], [], [])
         if asked == "wait":
             raise Empty
-        return self._claimed(*reply)
+        probe, self._probe = self._probe, None
+        if probe is not None and (self._closing or not reply[1]):
+            self.breaker.unused(probe)
+        return self._claimed(probe, *reply)
 
     def _claimed(
-        self, status: int, items: list[bytes], tags: list[bytes], suspected: list[int], next_due: int, holding: int
+        self,
+        probe: Probe | None,
+        status: int,
+        items: list[bytes],
+        tags: list[bytes],
+        suspected: list[int],
+        next_due: int,
+        holding: int,
     ) -> bool:
         self._next_due = next_due
         names = [tag.decode() for tag in tags]
@@ -301,7 +351,7 @@ class Channel(redis.Channel):
             self._reconciled = False
         if status != CLAIMED:
             self._empty = status == NOTHING and self._room() > 0
-            self._quiet_until = monotonic() + SHUT_S if status in (SHUT, SUSPECT) else 0.0
+            self._quiet_until = monotonic() + PAUSES.get(status, 0.0)
             raise Empty
         self._empty = False
         self._queue_cycle.rotate(_queue(names[-1], self.sep))
@@ -310,7 +360,7 @@ class Channel(redis.Channel):
             if self._reconciled and self.qos.can_consume():
                 self._claim(ahead=True)  # Redis works on it while we work on this one
             for place, name in enumerate(names):
-                self._hand_out(items[place], name, suspected[place])
+                self._hand_out(items[place], name, suspected[place], probe)
         except BaseException:
             for name in names[place:]:  # it goes back; but for one that the consumer has
                 if name not in self.qos._delivered:
@@ -319,13 +369,16 @@ class Channel(redis.Channel):
             raise
         return True
 
-    def _hand_out(self, item: bytes, tag: str, deaths: int) -> None:
+    def _hand_out(self, item: bytes, tag: str, deaths: int, probe: Probe | None) -> None:
         try:
             payload = _envelope(loads(item))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._quarantine(item, tag, error)
             return
         properties = payload["properties"]
+        payload["headers"].pop(PROBE, None)  # nobody's but ours, and that of this claim
+        if probe is not None:
+            payload["headers"][PROBE] = probe.mark
         payload[PUBLISHERS_TAG] = properties.get("delivery_tag")
         properties["delivery_tag"] = tag
         if deaths:
@@ -334,6 +387,17 @@ class Channel(redis.Channel):
         if queue in self._unacknowledged:
             self.lease.settled(tag)
         self.connection._deliver(payload, queue)
+
+    def put_aside(self, tag: str, topic: str) -> None:
+        """A message whose topic's circuit is open waits in a list of that topic's own."""
+        self.lease.put_aside(tag, topic)
+        virtual.QoS.ack(self.qos, tag)
+
+    def give_back(self, tag: str) -> None:
+        """A message that nobody here may work on now returns to the front of its list."""
+        self.lease.forget(tag)
+        virtual.QoS.ack(self.qos, tag)
+        self._reconciled = False
 
     def _quarantine(self, item: bytes, tag: str, error: Exception) -> None:
         """Keep what is no Celery message at all; Celery's transport ends the worker over it."""
@@ -385,8 +449,10 @@ class Transport(redis.Transport):
     """For redis://, rediss:// and sockets. Named by the setting ``broker_transport``."""
 
     Channel = Channel
+    hub: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        self.hub = loop
         super().register_with_event_loop(connection, loop)
         loop.call_repeatedly(SHUT_S, lambda: None)  # an idle event loop would not look at the gate
 

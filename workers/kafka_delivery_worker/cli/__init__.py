@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from kafka_delivery.errors import KafkaDeliveryError
 
 COMMANDS = {
+    "breaker": "How the circuits of the fleet are; overrule them.",
     "demo": "The whole way of a record, shown on embedded servers.",
     "doctor": "Check Redis, Kafka and the settings, and say what to do.",
     "release": "Give delayed and held messages back to the queues, before a downgrade.",

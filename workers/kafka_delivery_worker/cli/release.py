@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kafka_delivery import settings
-from kafka_delivery.names import DELAYED, HELD
+from kafka_delivery.names import DELAYED, HELD, WAITING
 from kafka_delivery.redis_client import RedisClient
 
 from ..lease import Lease, script
@@ -25,19 +25,23 @@ def command(as_json: bool) -> None:
     """Give everything that only the leased transport sees back to the queues.
 
     Before a downgrade, with all workers stopped: delayed messages go back to their lists, where Celery's own transport
-    finds them and keeps them in the worker's memory until they are due; and what killed workers held goes back when
-    their leases are over, or is parked if it killed too many.
+    finds them and keeps them in the worker's memory until they are due; so does what was put aside while its topic's
+    circuit was open; and what killed workers held goes back when their leases are over, or is parked if it killed too
+    many.
     """
     s = settings.current()
     redis = RedisClient(s)
     client, prefix = redis.client, redis.prefix
     held, running = _release_held(client, prefix, s.lease_s)
-    released = 0 if running else _release_delayed(client, prefix)  # a worker that runs would take them back at once
+    # A worker that runs would take them back at once.
+    delayed = 0 if running else _release_delayed(client, prefix)
+    aside = 0 if running else _release_put_aside(client, prefix)
     if as_json:
-        print_json({"delayed": released, "still_held": held, "still_running": running})
+        print_json({"delayed": delayed, "put_aside": aside, "still_held": held, "still_running": running})
     else:
         click.echo(
-            f"{released} delayed messages are back in their queues; {running} workers still run, {held} hold messages"
+            f"{delayed} delayed messages are back in their queues, and {aside} whose topic's circuit was open; "
+            f"{running} workers still run, {held} hold messages"
         )
     if running:
         raise SystemExit(1)
@@ -62,6 +66,19 @@ def _release_held(client: Any, prefix: str, lease_s: float) -> tuple[int, int]:
                 progress.update(task, completed=2.5 * lease_s - (deadline - time.monotonic()))
     finally:
         lease.stop()
+
+
+def _release_put_aside(client: Any, prefix: str) -> int:
+    """To the front of the queues, in order: it is older than what is there."""
+    released = 0
+    registry = prefix + WAITING
+    for member in client.smembers(registry):
+        name = f"{registry}:{member.decode()}"
+        queue = prefix + member.decode().partition(":")[2]
+        while client.lmove(name, queue, "LEFT", "RIGHT") is not None:
+            released += 1
+        client.srem(registry, member)
+    return released
 
 
 def _release_delayed(client: Any, prefix: str) -> int:
