@@ -206,6 +206,8 @@ def stack(redis_url: str, kafka: KafkaLike, **changes: Any) -> Iterator[Stack]:
 # What may be there when nothing waits: bookkeeping, and what is parked.
 KEPT = {names.PARKED, names.PARKED_INDEX, names.COUNTS, names.LEASES, names.LEASE_CLOCK, names.DEATHS}
 
+CIRCUITS = names.CIRCUITS.partition("{")[0]
+
 _SIZES = """
 local command, found = {list = 'LLEN', hash = 'HLEN', zset = 'ZCARD'}, {}
 for _, pattern in ipairs(ARGV) do
@@ -226,7 +228,7 @@ def leftovers(client: redis.Redis) -> dict[str, int]:
     """What still waits in Redis, with either transport: key -> messages in lists, sorted sets and hashes."""
     found: Any = client.eval(_SIZES, 0, "kafka-delivery*", "unacked*")
     counts = {key.decode(): count for key, count in zip(found[::2], found[1::2], strict=True)}
-    return {key: count for key, count in counts.items() if key not in KEPT}
+    return {key: count for key, count in counts.items() if key not in KEPT and not key.startswith(CIRCUITS)}
 
 
 def _forget_settings() -> None:

@@ -301,8 +301,8 @@ import signal
 import redis
 from kafka_delivery_worker.embedded import Valkey
 with Valkey() as valkey:
-    print(valkey.url, flush=True)
     try:
+        print(valkey.url, flush=True)
         signal.pause()
     except KeyboardInterrupt:
         print(redis.Redis.from_url(valkey.url).ping(), flush=True)

@@ -18,13 +18,15 @@ import redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from kafka_delivery import names
-from kafka_delivery_worker.lease import Lease, script
+from kafka_delivery_worker.lease import Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
 from servers import wait_until
 
 QUEUE = "kafka-delivery"
 OTHER = "kafka-delivery-dlq"
-NOTHING, CLAIMED, SUSPECT, SHUT = 0, 1, 2, -1
+NOTHING, CLAIMED, SUSPECT, RAMP, SHUT = 0, 1, 2, 3, -1
+
+NOTHING_TO_SETTLE = Settling([], [], [])
 
 DEATHS = 5
 """What a message may cause by default before it is parked."""
@@ -66,7 +68,8 @@ class Worker:
         acks: Sequence[bytes] = (),
         returns: Sequence[bytes] = (),
     ) -> Answer:
-        arguments = self.lease.claim_arguments(room, list(lists), [*acks], [*returns])  # type: ignore[list-item]
+        settling = Settling([*acks], [*returns], [])  # type: ignore[list-item]
+        arguments = self.lease.claim_arguments(room, list(lists), settling)
         answer = Answer(*self.client.eval(script("claim"), *arguments))
         self.lease.claimed([tag.decode() for tag in answer.tags], answer.items)
         return answer
@@ -263,7 +266,7 @@ class TestAnswersThatWereLost:
     def test_the_next_claim_does_not_overwrite_what_it_brought(self, client: redis.Redis) -> None:
         sent = publish(client, *(message(n) for n in range(6)))
         worker = Worker(client)
-        worker.client.eval(script("claim"), *worker.lease.claim_arguments(3, [QUEUE], [], []))
+        worker.client.eval(script("claim"), *worker.lease.claim_arguments(3, [QUEUE], NOTHING_TO_SETTLE))
         assert worker.claim(3).items == sent[3:]
         assert worker.holds == sent
 
@@ -272,7 +275,7 @@ class TestAnswersThatWereLost:
         worker = Worker(client)
         known = worker.claim(3)
         for _ in range(2):  # an answer, and one that came after its connection had been given up
-            worker.client.eval(script("claim"), *worker.lease.claim_arguments(11, [QUEUE], [], []))
+            worker.client.eval(script("claim"), *worker.lease.claim_arguments(11, [QUEUE], NOTHING_TO_SETTLE))
         worker.lease.settled(known.tags[0].decode())
         worker.lease.reconcile()
         assert queued(client) == sent[3:]
@@ -285,7 +288,7 @@ class TestAnswersThatWereLost:
         assert worker.lease.knows(worker.claim(2).holding)
         worker.lease.settled("1.1:kafka-delivery")  # not sent yet: Redis still holds it
         assert worker.lease.knows(worker.claim(0).holding)
-        worker.client.eval(script("claim"), *worker.lease.claim_arguments(2, [QUEUE], [], []))
+        worker.client.eval(script("claim"), *worker.lease.claim_arguments(2, [QUEUE], NOTHING_TO_SETTLE))
         assert not worker.lease.knows(worker.claim(2).holding)
 
 
@@ -654,6 +657,113 @@ def long_renewed(client: redis.Redis, since_ms: int = 600_000) -> None:
     """As if workers had been renewing without a gap for so long."""
     at = now(client)
     client.hset(names.LEASE_CLOCK, mapping={"beat": at, "since": at - since_ms})
+
+
+CIRCUIT = "kafka-delivery:cb:1:{default}:cluster:"
+OF_TOPIC = "kafka-delivery:cb:1:{default}:topic:orders:st"
+
+
+class TestCircuits:
+    """What is claimed while a circuit is open, and after it; what decides is written by the circuits' own scripts."""
+
+    def claim(self, worker: Worker, room: int = 500, limit: int = 1_000, probe: tuple[str, str] = ("", ""),
+              asides: Sequence[tuple[bytes, str]] = (), lists: tuple[str, ...] = (QUEUE,)) -> Answer:  # fmt: skip
+        settling = Settling([], [], [*asides])  # type: ignore[list-item]
+        arguments = worker.lease.claim_arguments(room, list(lists), settling, limit, probe)
+        return Answer(*worker.client.eval(script("claim"), *arguments))
+
+    def test_while_the_clusters_is_shut_nothing_is(self, client: redis.Redis) -> None:
+        sent = publish(client, message(1))
+        client.hset(CIRCUIT + "st", "shut", "1")
+        assert self.claim(Worker(client)).status == SHUT
+        assert queued(client) == sent
+
+    def test_a_probe_is_one_message_and_needs_a_lease_that_lasts(self, client: redis.Redis) -> None:
+        oldest, *rest = publish(client, *(message(n) for n in range(5)))
+        client.hset(CIRCUIT + "st", "shut", "1")
+        client.zadd(CIRCUIT + "p", {"over": now(client) - 1, "good": now(client) + 5_000})
+        assert self.claim(Worker(client), probe=("cluster", "none")).status == SHUT
+        assert self.claim(Worker(client), probe=("cluster", "over")).status == SHUT
+        assert self.claim(Worker(client), probe=("cluster", "good")).items == [oldest]
+        assert queued(client) == rest
+
+    def test_after_it_claims_grow(self, client: redis.Redis) -> None:
+        publish(client, *(message(n) for n in range(1_000)))
+        worker = Worker(client)
+        worker.lease.ramp_ms = 10_000
+        held = 0
+        for passed, most in ((0, 1), (1_000, 11), (2_000, 42), (5_000, 255), (9_900, 1_000)):
+            client.hset(CIRCUIT + "st", mapping={"shut": "0", "ramp_at": now(client) - passed})
+            held += len(self.claim(worker).items)
+            held += len(self.claim(worker).items)
+            assert most * 0.9 <= held <= most
+        client.hset(CIRCUIT + "st", "ramp_at", now(client) - 10_000)
+        assert self.claim(worker).status in (CLAIMED, NOTHING)
+
+    def test_a_worker_that_holds_enough_for_now_is_told_to_wait(self, client: redis.Redis) -> None:
+        publish(client, *(message(n) for n in range(10)))
+        worker = Worker(client)
+        worker.lease.ramp_ms = 10_000
+        client.hset(CIRCUIT + "st", mapping={"shut": "0", "ramp_at": now(client) - 1_000})
+        assert len(self.claim(worker, limit=100).items) <= 2
+        assert self.claim(worker, limit=100).status == RAMP
+
+    def test_what_is_put_aside_waits_for_its_topic_in_its_order(self, client: redis.Redis) -> None:
+        sent = publish(client, *(message(n) for n in range(6)))
+        client.hset(OF_TOPIC, "shut", "1")
+        worker = Worker(client)
+        first = worker.claim(4)
+        self.claim(worker, 0, asides=[(tag, "orders") for tag in first.tags])
+        rest = worker.claim()
+        assert rest.items == sent[4:]
+        self.claim(worker, 0, asides=[(tag, "orders") for tag in rest.tags])
+        assert worker.claim().items == []
+        assert worker.holds == []
+        assert client.llen(names.WAITING + ":orders:" + QUEUE) == 6
+        later = publish(client, message("later"))
+        client.hset(OF_TOPIC, "shut", "0")
+        assert worker.claim().items == sent + later
+        assert worker.claim().items == []
+        assert client.scard(names.WAITING) == 0
+
+    def test_a_probe_of_a_topic_takes_one_of_its_own(self, client: redis.Redis) -> None:
+        sent = publish(client, *(message(n) for n in range(3)))
+        others = publish(client, message("other"))
+        client.hset(OF_TOPIC, "shut", "1")
+        worker = Worker(client)
+        claimed = worker.claim(3)
+        self.claim(worker, 0, asides=[(tag, "orders") for tag in claimed.tags])
+        assert self.claim(worker, probe=("topic:orders", "t")).items == sent[:1]
+        assert self.claim(worker, probe=("topic:none", "t")).items == []
+        assert queued(client) == others
+
+    def test_who_does_not_serve_the_queue_does_not_take_what_waits_for_a_topic(self, client: redis.Redis) -> None:
+        publish(client, message(1))
+        worker = Worker(client)
+        claimed = worker.claim()
+        self.claim(worker, 0, asides=[(tag, "orders") for tag in claimed.tags])
+        assert self.claim(Worker(client), lists=(OTHER,)).items == []
+        assert len(self.claim(Worker(client), lists=(QUEUE, OTHER)).items) == 1
+
+    def test_what_waited_returns_to_its_queue_if_its_worker_dies(self, client: redis.Redis) -> None:
+        sent = publish(client, message(1))
+        worker, dead, other = Worker(client), Worker(client), Worker(client)
+        claimed = worker.claim()
+        self.claim(worker, 0, asides=[(tag, "orders") for tag in claimed.tags])
+        assert self.claim(dead).items == sent
+        dead.dies()
+        assert other.reaps(dead) == (1, 0)
+        assert queued(client) == sent
+
+    def test_a_worker_that_lost_its_lease_puts_nothing_aside(self, client: redis.Redis) -> None:
+        sent = publish(client, message(1))
+        slow, other = Worker(client), Worker(client)
+        claimed = slow.claim()
+        slow.dies()
+        other.reaps(slow)
+        self.claim(slow, 0, asides=[(tag, "orders") for tag in claimed.tags])
+        assert queued(client) == sent
+        assert client.llen(names.WAITING + ":orders:" + QUEUE) == 0
 
 
 class TestRenewal:

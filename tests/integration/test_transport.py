@@ -39,7 +39,7 @@ from kafka_delivery.delivery import BatchResult
 from kafka_delivery.names import GATE, HELD
 from kafka_delivery_worker import consumer, lane, pool, request, transport
 from kafka_delivery_worker.embedded import MockKafka, Valkey
-from kafka_delivery_worker.lease import Lease, script
+from kafka_delivery_worker.lease import Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
 from kafka_delivery_worker.producer import Outgoing, Report
 from scenarios.watching import other_worker
@@ -516,7 +516,7 @@ class TestAnswers:
         """A server that hung works off what lies in its sockets, in any order; then the worker lives on for days."""
         broker.rest(0.5)
         publish(redis_client, "lost and found")
-        redis_client.eval(script("claim"), *lease.claim_arguments(1, [QUEUE], [], []))
+        redis_client.eval(script("claim"), *lease.claim_arguments(1, [QUEUE], Settling([], [], [])))
         broker.turn(lambda: broker.got, 3)
         assert broker.names == ["lost and found"]
 
@@ -613,7 +613,7 @@ class TestQoS:
         publish(redis_client, "one", "two")
         broker.turn(lambda: len(broker.got) == 2)
         broker.got[0].ack()
-        assert [tag.partition(":")[2] for tag in lease.acks] == [QUEUE]
+        assert [tag.partition(":")[2] for tag in lease.settling.acks] == [QUEUE]
         broker.turn(lambda: held(redis_client) == [message("two")])
         assert len(lease.held) == 1
 
@@ -966,6 +966,7 @@ class TestLane:
         ours = object.__new__(lane.Lane)
         ours.events = False
         ours._engine = SimpleNamespace(outcomes={}, count=lambda *_: None)  # type: ignore[assignment]
+        ours._breaker = SimpleNamespace(failed=lambda *_: None, shut=False, shut_topics=set())  # type: ignore[assignment]
         ours._consumer = SimpleNamespace(call_soon_ack=lambda *_: None, on_task_message=set())
         ours.pool = SimpleNamespace(stopping=False)
         ours.app = ours.task = ours.hostname = ours.eventer = None
@@ -987,7 +988,7 @@ class TestLane:
     def failed(self, ours: lane.Lane, sent: SimpleNamespace) -> None:
         request = lane.LaneRequest(sent, sent.headers, ours)
         state.task_accepted(request)
-        ours._report(request, "topic", Report(KafkaError(KafkaError._MSG_TIMED_OUT)))
+        ours._report(request, "topic", 1, Report(KafkaError(KafkaError._MSG_TIMED_OUT)))
 
     def test_a_failed_send_that_cannot_go_on_goes_back(self, ours: lane.Lane, sent: SimpleNamespace) -> None:
         ours._resume = self.fail
@@ -1018,10 +1019,28 @@ class TestLane:
         self.failed(ours, sent)
         assert sent.done == []
 
+    def test_in_an_outage_it_waits_in_redis_and_no_thread_is_troubled(
+        self, ours: lane.Lane, sent: SimpleNamespace
+    ) -> None:
+        """A thousand that time out together would cost a thousand tasks, and their memory."""
+        ours._resume = self.fail
+        sent.channel = SimpleNamespace(
+            give_back=lambda tag: sent.done.append(f"back {tag}"), put_aside=lambda *what: sent.done.append(what)
+        )
+        ours._breaker.shut = True  # type: ignore[misc]
+        self.failed(ours, sent)
+        ours._breaker.shut = False  # type: ignore[misc]
+        ours._breaker.shut_topics = {"topic"}  # type: ignore[assignment]
+        self.failed(ours, sent)
+        assert sent.done == ["back 1.1:q", ("1.1:q", "topic")]
+        ours._breaker.shut_topics = {"another"}  # type: ignore[assignment]
+        self.failed(ours, sent)
+        assert sent.done[2:] == ["reject requeue=True"], "it went Celery's way"
+
     def test_one_that_cannot_be_launched_is_not_active(self, ours: lane.Lane, sent: SimpleNamespace) -> None:
         ours.pool.launch = self.fail
         with pytest.raises(RuntimeError):
-            ours._start(sent, sent.headers, OUTGOING, 10)
+            ours._start(sent, sent.headers, OUTGOING, 1, 10)
         assert (state.requests, len(state.active_requests), len(state.reserved_requests)) == ({}, 0, 0)
 
 

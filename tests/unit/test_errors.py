@@ -20,6 +20,7 @@ import kafka_delivery
 from kafka_delivery import errors
 from kafka_delivery.errors import (
     BulkEnqueueError,
+    CircuitBreakerOpen,
     DeliveryError,
     EnqueueError,
     InvalidRecordError,
@@ -50,6 +51,7 @@ EXAMPLES: list[KafkaDeliveryError] = [
     DeliveryError(*DETAILS),
     *(outcome(*DETAILS) for outcome in OUTCOMES),
     RetriableError("it was refused", "orders", "id-1"),
+    CircuitBreakerOpen("the circuit is open", "orders", "id-1", 2.5),
 ]
 
 
@@ -57,7 +59,7 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
     drawn: dict[str, str | None] = {}
     branch: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
-        if found := re.match(r"    ([│├└─ ]*)([A-Z]\w+Error)(?:   *(\S.*))?$", line):
+        if found := re.match(r"    ([│├└─ ]*)([A-Z]\w+(?:Error|Open))(?:   *(\S.*))?$", line):
             depth = len(found[1]) // 4
             assert found[3] or depth == 0, f"{found[2]} has no words"
             branch[depth:] = [found[2]]
@@ -68,11 +70,13 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
         cls.__name__: parent.__name__ if issubclass(parent, KafkaDeliveryError) else None
         for cls, parent in parents.items()
     }
-    assert len(drawn) == 12
+    assert len(drawn) == 13
 
 
 def test_all_of_them_are_exported() -> None:
-    assert {cls.__name__ for cls in CLASSES} == {name for name in kafka_delivery.__all__ if name.endswith("Error")}
+    assert {cls.__name__ for cls in CLASSES} == {
+        name for name in kafka_delivery.__all__ if name.endswith(("Error", "Open"))
+    }
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -19,6 +19,8 @@ from kafka_delivery import dead_letters, names
 def test_the_exports_are_these() -> None:
     assert sorted(kafka_delivery.__all__) == [
         "BulkEnqueueError",
+        "Circuit",
+        "CircuitBreakerOpen",
         "DeliveryError",
         "EnqueueError",
         "InvalidRecordError",
@@ -32,6 +34,7 @@ def test_the_exports_are_these() -> None:
         "SettingsError",
         "UnavailableError",
         "app",
+        "circuit",
         "dead_letter",
         "send",
         "send_many",
@@ -95,6 +98,11 @@ PINNED = {
     "DEATHS": "kafka-delivery:deaths:1",
     "POISON": "kafka-delivery:poison:1",
     "GATE": "kafka-delivery:gate",
+    "WAITING": "kafka-delivery:waiting:1",
+    "CIRCUITS": "kafka-delivery:cb:1:{{{cluster}}}:",
+    "CLUSTER_SCOPE": "cluster",
+    "TOPIC_SCOPE": "topic:",
+    "PROBE": "kafka_delivery_probe",
     "TOPIC_MAX_LENGTH": 249,
 }
 

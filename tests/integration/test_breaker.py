@@ -1,0 +1,480 @@
+"""One process's part of the breaker: what counts for whom, when it looks, and what it does when Redis or the fleet is
+away. The clock is moved, not waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from confluent_kafka import KafkaError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from kafka_delivery.redis_client import RedisClient
+from kafka_delivery.settings import Settings
+from kafka_delivery_worker.breaker import LOCAL, REDIS_TIMEOUT_S, Breaker, Probe
+from kafka_delivery_worker.breaker.rules import Rules
+from kafka_delivery_worker.breaker.store import CircuitStore, View
+from servers import RealRedis, valkey_binary
+
+RULES = Rules.of(Settings())
+STALL_S = 10.0
+DOWN = KafkaError._TRANSPORT
+TIMED_OUT = KafkaError._MSG_TIMED_OUT
+TOPICS_OWN = KafkaError.NOT_ENOUGH_REPLICAS
+RECORDS_OWN = KafkaError.MSG_SIZE_TOO_LARGE
+FORBIDDEN = KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+
+class Clock:
+    """Seconds, as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Direct:
+    """What `CircuitStore` needs of a `RedisClient`; away when told."""
+
+    prefix = ""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self.away = False
+        self.looks = 0
+
+    @property
+    def client(self) -> redis.Redis:
+        self.looks += 1
+        if self.away:
+            raise RedisConnectionError("away")
+        return self._client
+
+
+class Process:
+    """A breaker without its thread, and what it needs."""
+
+    def __init__(self, client: redis.Redis, name: str = "one", *, claims: bool = True) -> None:
+        self.clock = Clock()
+        self.redis = Direct(client)
+        store = CircuitStore(self.redis, "default", RULES, name)  # type: ignore[arg-type]
+        self.breaker = Breaker(store, RULES, STALL_S, self.clock)
+        self.woken = 0
+        if claims:
+            self.breaker.claim_by(self._wake)
+        self.breaker.tick()
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def fails(self, code: int = DOWN, times: int = 1, topic: str = "orders") -> None:
+        for _ in range(times):
+            admission = self.breaker.admission(topic)
+            self.breaker.failed(0 if admission is None else admission, topic, code)
+            self.breaker.tick()
+
+    def succeeds(self, topic: str = "orders") -> None:
+        admission = self.breaker.admission(topic)
+        assert admission is not None
+        self.breaker.delivered(admission, topic)
+        self.breaker.tick()
+
+    def passes(self, seconds: float) -> None:
+        """So much time goes by, for this process and for the fleet."""
+        from integration.test_circuits import passes
+
+        passes(self.redis._client, int(seconds) * 1000)
+        self.clock.now += int(seconds)
+        self.breaker.tick()
+
+    def state(self, scope: str = "cluster") -> str:
+        return self.breaker._views.get(scope, View(scope)).state
+
+
+@pytest.fixture
+def one(redis_client: redis.Redis) -> Process:
+    return Process(redis_client)
+
+
+@pytest.fixture
+def two(one: Process, redis_client: redis.Redis) -> Process:
+    return Process(redis_client, "two")
+
+
+class TestWhatCounts:
+    """The table of codes decides."""
+
+    def test_the_clusters_failures_open_the_clusters_circuit(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        assert one.state() == "open"
+        assert one.breaker.shut
+        assert one.breaker.admission("orders") is None
+        assert one.breaker.retry_after("orders") > 4
+
+    @pytest.mark.parametrize(
+        "code", [RECORDS_OWN, FORBIDDEN, KafkaError._PURGE_INFLIGHT, KafkaError.UNKNOWN_TOPIC_OR_PART]
+    )
+    def test_a_bad_record_and_a_refused_topic_count_for_neither(self, one: Process, code: int) -> None:
+        one.fails(code, 20)
+        assert not one.breaker.shut
+        assert one.breaker.shut_topics == frozenset()
+
+    def test_a_brokers_verdict_about_a_topic_opens_that_topic_only(self, one: Process) -> None:
+        one.fails(TOPICS_OWN, RULES.threshold)
+        assert one.breaker.shut_topics == {"orders"}
+        assert not one.breaker.shut
+        assert one.breaker.admission("orders") is None
+        assert one.breaker.admission("others") is not None
+        assert one.breaker.is_shut("orders")
+
+    def test_records_of_one_topic_that_time_out_while_others_arrive_open_that_topic(self, one: Process) -> None:
+        for _ in range(RULES.threshold):
+            one.succeeds("others")
+            one.fails(TIMED_OUT)
+        assert one.breaker.shut_topics == {"orders"}
+        assert not one.breaker.shut
+
+    def test_where_nothing_arrives_it_is_the_clusters(self, one: Process) -> None:
+        one.fails(TIMED_OUT, RULES.threshold)
+        assert one.breaker.shut
+        assert one.breaker.shut_topics == frozenset()
+
+    def test_what_was_sent_before_says_nothing_about_after(self, one: Process) -> None:
+        old = one.breaker.admission("orders")
+        assert old is not None
+        one.fails(DOWN, RULES.threshold)
+        trips = one.breaker._views["cluster"].trips
+        for _ in range(20):
+            one.breaker.failed(old, "orders", TIMED_OUT)
+            one.breaker.tick()
+        assert one.breaker._views["cluster"].trips == trips
+
+    def test_what_arrives_late_makes_it_worth_a_look(self, one: Process) -> None:
+        old = one.breaker.admission("orders")
+        assert old is not None
+        one.fails(DOWN, RULES.threshold)
+        assert one.breaker.take_probe() is None
+        one.breaker.delivered(old, "orders")
+        one.breaker.tick()
+        one.breaker.tick()
+        assert one.breaker.take_probe() is not None
+
+
+class TestStalls:
+    def test_records_in_flight_without_any_report_are_an_outage(self, one: Process) -> None:
+        one.breaker.in_flight = lambda: 3
+        one.passes(1)
+        one.passes(STALL_S - 1)
+        assert not one.breaker.shut
+        one.passes(1)
+        assert one.breaker.shut
+        assert one.breaker._views["cluster"].why == "no report for 10 s"
+
+    def test_any_report_is_a_sign_of_life(self, one: Process) -> None:
+        one.breaker.in_flight = lambda: 3
+        for _ in range(5):
+            one.passes(STALL_S - 1)
+            one.succeeds()
+        assert not one.breaker.shut
+
+    def test_nothing_in_flight_is_no_stall_however_long(self, one: Process) -> None:
+        one.breaker.broker_error(KafkaError._ALL_BROKERS_DOWN)
+        one.passes(600)
+        assert not one.breaker.shut
+
+    def test_all_brokers_down_is_noticed_sooner(self, one: Process) -> None:
+        one.breaker.in_flight = lambda: 1
+        one.passes(1)
+        one.breaker.broker_error(KafkaError._ALL_BROKERS_DOWN)
+        one.passes(4)
+        assert not one.breaker.shut
+        one.passes(1)
+        assert one.breaker.shut
+
+    def test_a_success_since_then_takes_it_back(self, one: Process) -> None:
+        one.breaker.in_flight = lambda: 1
+        one.breaker.broker_error(KafkaError._ALL_BROKERS_DOWN)
+        one.succeeds()
+        for _ in range(4):
+            one.passes(STALL_S - 1)
+            one.succeeds()
+        assert not one.breaker.shut
+
+
+class TestProbes:
+    def test_one_is_granted_when_it_is_due_also_without_traffic(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        woken = one.woken
+        assert one.breaker.take_probe() is None
+        one.passes(6)
+        assert one.woken > woken
+        probe = one.breaker.take_probe()
+        assert probe is not None
+        assert one.breaker.take_probe() is None
+        assert one.breaker.admission("orders", probe.mark) == probe
+
+    def test_enough_that_arrive_open_the_way_again(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        one.passes(6)
+        for _ in range(RULES.successes):
+            probe = one.breaker.take_probe()
+            assert probe is not None
+            one.breaker.delivered(probe, "orders")
+            one.breaker.tick()
+        assert not one.breaker.shut
+        assert one.state() == "closed"
+
+    @pytest.mark.parametrize(
+        ("code", "state"),
+        [(DOWN, "open"), (TIMED_OUT, "open"), (RECORDS_OWN, "half-open"), (KafkaError._PURGE_QUEUE, "half-open")],
+    )
+    def test_one_that_fails_says_something_or_nothing(self, one: Process, code: int, state: str) -> None:
+        one.fails(DOWN, RULES.threshold)
+        one.passes(6)
+        probe = one.breaker.take_probe()
+        assert probe is not None
+        one.breaker.failed(probe, "orders", code)
+        one.breaker.tick()
+        assert one.state() == state
+
+    def test_one_without_a_report_has_failed_and_is_evidence_when_it_arrives(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        one.passes(6)
+        probe = one.breaker.take_probe()
+        assert probe is not None
+        one.passes(STALL_S)
+        one.breaker.tick()
+        assert (one.state(), one.breaker._views["cluster"].trips) == ("open", 2)
+        one.breaker.delivered(probe, "orders")
+        one.clock.now += 1
+        one.breaker.tick()
+        assert one.breaker.take_probe() is not None
+
+    def test_one_without_a_record_is_asked_for_again(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        one.passes(6)
+        probe = one.breaker.take_probe()
+        assert probe is not None
+        one.breaker.unused(probe)
+        one.breaker.tick()
+        assert one.breaker.take_probe() is None, "not at once: it would be asked for all the time"
+        one.passes(2)
+        assert one.breaker.take_probe() not in (None, probe)
+
+    def test_who_claims_nothing_asks_with_the_record_at_hand(self, redis_client: redis.Redis) -> None:
+        process = Process(redis_client, claims=False)
+        process.fails(DOWN, RULES.threshold)
+        assert process.breaker.ask("orders") is None
+        process.passes(6)
+        probe = process.breaker.ask("orders")
+        assert isinstance(probe, Probe)
+        assert process.breaker.ask("orders") is None
+        process.breaker.delivered(probe, "orders")
+        process.breaker.tick()
+        assert isinstance(process.breaker.ask("orders"), Probe)
+
+
+def test_a_probe_that_a_parent_claimed_is_settled_by_the_child_that_sends_it(redis_client: redis.Redis) -> None:
+    """Prefork: one process claims, others send."""
+    parent, child = Process(redis_client), Process(redis_client, claims=False)
+    parent.fails(DOWN, RULES.threshold)
+    for _ in range(RULES.successes):
+        parent.passes(6)
+        probe = parent.breaker.take_probe()
+        assert probe is not None
+        admission = child.breaker.admission("orders", probe.mark)
+        assert admission == probe
+        child.breaker.delivered(admission, "orders")
+        child.breaker.tick()
+    assert child.state() == "closed"
+    parent.breaker.tick()
+    assert not parent.breaker.shut
+
+
+class TestAlone:
+    """Where only this process fails, the fleet goes on."""
+
+    def test_it_pauses_itself_and_leaves_the_queue_to_the_others(self, one: Process, two: Process) -> None:
+        two.succeeds()
+        one.fails(DOWN, RULES.threshold)
+        assert one.breaker.shut
+        assert one.state() == "closed"
+        assert not two.breaker.shut
+
+    def test_it_looks_again_by_itself(self, one: Process, two: Process) -> None:
+        two.succeeds()
+        one.fails(DOWN, RULES.threshold)
+        for _ in range(RULES.successes):
+            one.clock.now += 6
+            two.succeeds()
+            one.breaker.tick()
+            probe = one.breaker.take_probe()
+            assert probe is not None
+            assert probe.scope == LOCAL
+            one.breaker.delivered(probe, "orders")
+            one.breaker.tick()
+        assert not one.breaker.shut
+
+    def test_what_is_still_in_flight_when_the_fleet_goes_on_pauses_nobody(self, redis_client: redis.Redis) -> None:
+        """The records of failed probes, which wait in librdkafka for the cluster that has just come back."""
+        one, two = Process(redis_client, "one", claims=False), Process(redis_client, "two")
+        one.breaker.in_flight = lambda: 2
+        one.fails(DOWN, RULES.threshold)
+        two.fails(DOWN)
+        one.passes(STALL_S + 1)
+        for _ in range(RULES.successes):
+            two.passes(1)
+            probe = two.breaker.take_probe()
+            assert probe is not None
+            two.breaker.delivered(probe, "orders")
+            two.breaker.tick()
+            one.clock.now += STALL_S
+        one.breaker.tick()
+        assert one.state() == "closed"
+        assert not one.breaker.shut
+
+    def test_when_a_second_one_fails_it_is_the_fleets(self, one: Process, two: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        two.fails(DOWN)
+        one.breaker.tick()
+        assert one.state() == two.state() == "open"
+        assert one.breaker.local.state == "closed"
+
+    def test_the_only_worker_of_a_fleet_is_the_fleet(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        assert one.state() == "open"
+        assert one.breaker.local.state == "closed"
+
+
+class TestNewcomers:
+    def test_one_that_is_born_in_an_outage_sends_nothing_before_it_knows(self, one: Process, two: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        two.fails(DOWN, 2)
+        assert Process(one.redis._client, "new").breaker.admission("orders") is None
+
+    def test_one_that_finds_no_redis_starts_all_the_same(self, tmp_path: Path) -> None:
+        settings = Settings(redis_url="redis://127.0.0.1:1/0")
+        store = CircuitStore(RedisClient(settings, REDIS_TIMEOUT_S), "default", RULES, "new")
+        breaker = Breaker(store, RULES, STALL_S)
+        breaker.tick()
+        assert breaker.admission("orders") is not None
+
+
+class TestRedisAway:
+    def test_what_was_open_stays_so_until_its_time_and_then_one_record_shows(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        one.redis.away = True
+        one.breaker.tick()
+        assert one.breaker.shut
+        one.clock.now += 4
+        one.breaker.tick()
+        assert one.breaker.take_probe() is None
+        one.clock.now += 2
+        one.breaker.tick()
+        probe = one.breaker.take_probe()
+        assert probe is not None
+        assert probe.scope == LOCAL
+        one.breaker.failed(probe, "orders", DOWN)
+        one.breaker.tick()
+        assert one.breaker.shut
+        assert one.breaker.take_probe() is None
+
+    def test_what_was_closed_goes_on_and_is_guarded_by_the_same_rules(self, one: Process) -> None:
+        one.redis.away = True
+        one.succeeds()
+        one.fails(DOWN, RULES.threshold - 1)
+        assert not one.breaker.shut
+        one.fails(DOWN)
+        assert one.breaker.shut
+
+    def test_it_is_asked_once_a_look_and_nothing_waits_for_it(self, one: Process) -> None:
+        one.redis.away = True
+        looks = one.redis.looks
+        for _ in range(1_000):
+            admission = one.breaker.admission("orders")
+            assert admission is not None
+            one.breaker.delivered(admission, "orders")
+        one.breaker.tick()
+        assert one.redis.looks == looks + 1
+
+    def test_when_it_is_back_what_it_knows_holds(self, one: Process, two: Process) -> None:
+        one.redis.away = True
+        one.fails(DOWN, RULES.threshold)
+        assert one.breaker.shut
+        two.succeeds()
+        one.redis.away = False
+        one.breaker.tick()
+        assert not one.breaker.shut
+        one.redis.away = True
+        one.breaker.tick()
+        two.passes(6)  # the other is taken for gone
+        two.fails(DOWN, RULES.threshold)
+        one.redis.away = False
+        one.breaker.tick()
+        assert one.breaker.shut
+
+    def test_what_it_has_lost_is_restored_before_anything_is_sent(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        one.redis._client.flushall()
+        assert one.breaker.admission("orders") is None
+        one.breaker.tick()
+        assert one.breaker.shut
+        assert one.redis._client.hget("kafka-delivery:cb:1:{default}:cluster:st", "state") == b"open"
+
+    @pytest.fixture
+    def hung(self, tmp_path: Path) -> Iterator[RealRedis]:
+        with RealRedis(tmp_path, binary=valkey_binary(), options={"appendonly": "no"}) as server:
+            yield server
+            server.resume()
+
+    def test_one_that_hangs_holds_up_nobody_for_long(self, hung: RealRedis) -> None:
+        """Its own client gives up after a tenth of a second, and does not try again."""
+        store = CircuitStore(RedisClient(Settings(redis_url=hung.url), REDIS_TIMEOUT_S), "default", RULES, "one")
+        breaker = Breaker(store, RULES, STALL_S)
+        breaker.tick()
+        assert breaker._attached
+        hung.pause()
+        breaker.tick()
+        assert not breaker._attached
+        assert breaker.admission("orders") is not None
+
+
+class TestCost:
+    def test_records_cost_no_calls(self, one: Process) -> None:
+        """At a thousand a second, reported four times a second."""
+        calls = int(one.redis._client.info("commandstats")["cmdstat_evalsha"]["calls"])
+        for _ in range(400):
+            for _ in range(250):
+                admission = one.breaker.admission("orders")
+                assert admission is not None
+                one.breaker.delivered(admission, "orders")
+            one.breaker.tick()
+        made = int(one.redis._client.info("commandstats")["cmdstat_evalsha"]["calls"]) - calls
+        assert made / 100_000 < 0.02
+        assert made == 400
+
+    def test_while_it_is_open_and_not_due_nothing_is_asked_for_records(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        looks = one.redis.looks
+        for _ in range(1_000):
+            assert one.breaker.admission("orders") is None
+        assert one.redis.looks == looks
+
+
+def test_the_thread_reports_and_ends(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(redis_client)
+    told: list[Any] = []
+    monkeypatch.setattr(process.breaker, "tick", lambda: told.append(1))
+    process.breaker.start()
+    process.breaker.failed(1, "orders", DOWN)
+    process.breaker.stop()
+    assert len(told) >= 1
+    assert process.breaker._thread is not None
+    assert not process.breaker._thread.is_alive()
+    assert redis_client.zscore("kafka-delivery:cb:1:{default}:workers", "one") is None
