@@ -188,6 +188,18 @@ class TestStalls:
         one.passes(600)
         assert not one.breaker.shut
 
+    def test_a_probe_of_a_topic_says_nothing_about_the_cluster_while_it_is_in_flight(self, one: Process) -> None:
+        one.breaker.in_flight = lambda: 1
+        admission = one.breaker.admission("orders", "topic:orders|token")
+        assert admission is not None
+        for _ in range(5):
+            one.passes(STALL_S)
+        assert not one.breaker.shut
+        one.breaker.failed(admission, "orders", TIMED_OUT)
+        one.passes(1)
+        one.passes(STALL_S)
+        assert one.breaker.shut, "there is another one by now"
+
     def test_all_brokers_down_is_noticed_sooner(self, one: Process) -> None:
         one.breaker.in_flight = lambda: 1
         one.passes(1)

@@ -737,6 +737,19 @@ class TestCircuits:
         assert self.claim(worker, probe=("topic:none", "t")).items == []
         assert queued(client) == others
 
+    def test_where_only_topics_in_trouble_wait_one_of_them_is_the_clusters_probe(self, client: redis.Redis) -> None:
+        """Else the cluster's circuit would wait for a record, and these for the cluster's circuit."""
+        sent = publish(client, *(message(n) for n in range(3)))
+        client.hset(OF_TOPIC, "shut", "1")
+        worker = Worker(client)
+        claimed = worker.claim(3)
+        self.claim(worker, 0, asides=[(tag, "orders") for tag in claimed.tags])
+        client.hset(CIRCUIT + "st", "shut", "1")
+        client.zadd(CIRCUIT + "p", {"good": now(client) + 5_000})
+        other = publish(client, message("other"))
+        assert self.claim(worker, probe=("cluster", "good")).items == other, "what flows comes first"
+        assert self.claim(worker, probe=("cluster", "good")).items == sent[:1]
+
     def test_who_does_not_serve_the_queue_does_not_take_what_waits_for_a_topic(self, client: redis.Redis) -> None:
         publish(client, message(1))
         worker = Worker(client)

@@ -50,6 +50,8 @@ def fill(system: Stack) -> None:
     system.redis.hset("kafka-delivery:held:1:worker-2", "tag-3", "message")
     system.redis.zadd("kafka-delivery:delayed:1:kafka-delivery", {"message": DUE_MS + 5_000, "another": DUE_MS + 9_000})
     system.redis.zadd("kafka-delivery:delayed:1:kafka-delivery\x06\x163", {"message": DUE_MS})
+    system.redis.sadd("kafka-delivery:waiting:1", "orders:kafka-delivery")
+    system.redis.lpush("kafka-delivery:waiting:1:orders:kafka-delivery", "message", "message")
     store = ParkingStore(system.redis)
     for item_id, kind in (("a", "bug"), ("b", "dead-letter"), ("c", "bug")):
         data = {"value": SECRET}
@@ -75,9 +77,11 @@ def test_programs_get_one_object(delivery: Stack) -> None:
         "priorities": {"kafka-delivery": {"3": 1, "9": 1}, "kafka-delivery-dlq": {}},
         "delayed": {"kafka-delivery": 3, "kafka-delivery-dlq": 0},
         "next_due": {"kafka-delivery": {"at": DUE}, "kafka-delivery-dlq": None},
+        "put_aside": {"orders": 2},
         "in_flight": 3,
         "parked": {"total": 3, "kinds": {"bug": 2, "dead-letter": 1}},
         "workers": [],
+        "circuits": {"cluster": "closed"},
         "topics": {
             "": none | {"parked": 3},
             "bills": none | {"dead-lettered": 1, "deferred": 4},
@@ -100,11 +104,13 @@ def test_people_get_tables(delivery: Stack) -> None:
         "delayed in kafka-delivery 3",
         f"- the next is due {DUE}, in N s",
         "waiting in kafka-delivery-dlq 1",
+        "put aside until orders is well 2",
         "in flight 3",
         "parked 3",
         "- bug 2",
         "- dead-letter 1",
         "workers none answered",
+        "circuit of cluster closed",
         "Since the beginning",
         "(none) 0 0 0 0 3",
         "bills 0 0 4 1 0",

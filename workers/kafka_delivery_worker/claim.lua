@@ -172,21 +172,25 @@ end
 local served = {}
 for i = first_name, #ARGV do served[ARGV[i]] = true end
 local probed = string.match(probe, '^topic:(.*)$')
-for _, member in ipairs(redis.call('SMEMBERS', KEYS[7])) do
-  local topic, name = string.match(member, '^([^:]*):(.*)$')
-  local list = KEYS[7] .. ':' .. member
-  local flows = topic == probed
-  if not probed then flows = redis.call('HGET', circuits .. 'topic:' .. topic .. ':st', 'shut') ~= '1' end
-  while flows and served[name] and room > 0 and bytes > 0 do
-    local popped = redis.call('RPOP', list, at_once())
-    if not popped then
-      redis.call('SREM', KEYS[7], member)
-      break
+local function take_waiting(flows)
+  for _, member in ipairs(redis.call('SMEMBERS', KEYS[7])) do
+    local topic, name = string.match(member, '^([^:]*):(.*)$')
+    local list = KEYS[7] .. ':' .. member
+    while served[name] and flows(topic) and room > 0 and bytes > 0 do
+      local popped = redis.call('RPOP', list, at_once())
+      if not popped then
+        redis.call('SREM', KEYS[7], member)
+        break
+      end
+      for _, item in ipairs(popped) do largest = math.max(largest or 0, #item) end
+      take(list, name, popped)
     end
-    for _, item in ipairs(popped) do largest = math.max(largest or 0, #item) end
-    take(list, name, popped)
   end
 end
+take_waiting(function(topic)
+  if probed then return topic == probed end
+  return redis.call('HGET', circuits .. 'topic:' .. topic .. ':st', 'shut') ~= '1'
+end)
 if probed then room = 0 end
 
 for i = FIRST_LIST, #KEYS, 2 do
@@ -219,6 +223,11 @@ for i = FIRST_LIST, #KEYS, 2 do
     local wait = math.max(0, soonest - now)
     if next_due < 0 or wait < next_due then next_due = wait end
   end
+end
+
+-- Where only records of topics in trouble wait, one of these shows whether the cluster is back.
+if (probe == 'cluster' or probe == 'local') and #items == 0 and not suspect_waits then
+  take_waiting(function() return true end)
 end
 
 return answer(#items > 0 and 1 or (suspect_waits and 2 or 0))

@@ -135,6 +135,8 @@ class Breaker:
         self._failed_at = -QUIET_S
         self._granted: Probe | None = None
         self._probes: dict[Probe, float] = {}
+        self._topic_probes = 0
+        """In flight; they say nothing about the cluster while they have no report."""
         self._settled: deque[tuple[Probe, str, str]] = deque()
         self._seek_after: dict[str, float] = {}
         self._claimed_by: Callable[[], None] | None = None
@@ -152,6 +154,9 @@ class Breaker:
         """
         if mark is not None:
             probe = Probe.of(mark)
+            if probe.scope not in (CLUSTER_SCOPE, LOCAL):
+                with self._lock:
+                    self._topic_probes += 1
             if self._claimed_by is None:  # the parent of this process claimed it; here is where its outcome is known
                 self._probes.setdefault(probe, self._clock() + self._stall_s)
             return probe
@@ -175,6 +180,7 @@ class Breaker:
             return None
         if answer == "probe":
             self._probes[probe] = self._clock() + self._stall_s
+            self._topic_probes += scope != CLUSTER_SCOPE
             return probe
         self._wake.set()  # whatever it is, it is not what we thought
         return self._generation if answer == "free" else None
@@ -185,6 +191,7 @@ class Breaker:
             self._reports += 1
             self._down_at = None
             if isinstance(admission, Probe):
+                self._topic_probes -= admission.scope not in (CLUSTER_SCOPE, LOCAL)
                 if admission in self._probes:
                     self._conclude(admission, "ok", "")
                     return
@@ -203,6 +210,7 @@ class Breaker:
         with self._lock:
             self._reports += 1
             if isinstance(admission, Probe):
+                self._topic_probes -= admission.scope not in (CLUSTER_SCOPE, LOCAL)
                 if admission in self._probes:
                     outcome = _of_probe(admission.scope, cluster, of_topic, answered and code > 0)
                     self._conclude(admission, outcome, f"a probe failed: {found.name}")
@@ -400,10 +408,10 @@ class Breaker:
 
     def _hard(self) -> str:
         """Why the cluster is down for sure, or ""."""
-        now, waiting = self._clock(), self.in_flight()
-        if not waiting or self._reports != self._seen_reports:
+        now, waiting = self._clock(), self.in_flight() - self._topic_probes
+        if waiting <= 0 or self._reports != self._seen_reports:
             self._seen_reports, self._quiet_since = self._reports, None
-        if not waiting:
+        if waiting <= 0:
             return ""
         if self._quiet_since is None:
             self._quiet_since = now
