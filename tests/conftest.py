@@ -35,11 +35,14 @@ SLOW = (
     "chaos/",
     "integration/test_bench.py",
     "scenarios/test_another_broker.py",
+    "scenarios/test_breaker.py",
     "scenarios/test_demo.py",
     "scenarios/test_holes_of_the_stock_transport.py",
     "scenarios/test_in_flight.py",
+    "scenarios/test_leases.py",
     "scenarios/test_outage.py",
     "scenarios/test_redis_refuses.py",
+    "scenarios/test_release.py",
     "scenarios/test_stopping.py",
 )
 """Long suites, which `make test-slow` runs."""

@@ -160,15 +160,18 @@ class DeliveryTask(Task):
 
     # -- retries
     def may_retry(self, error: RetriableError) -> bool:
-        """Whether `error` is worth another attempt."""
-        if self.waits(error):
-            return True
+        """Whether `error` is worth another attempt, or waits for a circuit without using one."""
+        return self.waits(error) or self.has_attempts(error)
+
+    def has_attempts(self, error: RetriableError) -> bool:
+        """Whether attempts are left that `error` is worth."""
         worth = self.max_retries if error.max_retries is None else min(error.max_retries, self.max_retries)
         return bool(self.request.retries < worth)
 
     def waits(self, error: DeliveryError) -> bool:
         """Whether `error` is what a circuit is open for: while it is, no attempt is used."""
-        return error.scope != "record" and engine().breaker.is_shut(error.topic)
+        passes = error.scope == "cluster" or (error.scope == "topic" and error.max_retries is None)
+        return passes and engine().breaker.is_shut(error.topic)
 
     def pause_before_retry(self, error: RetriableError, retries: int) -> int:
         """Seconds until attempt number `retries` + 2: Celery's backoff, or a long pause where it rarely helps."""
@@ -199,7 +202,8 @@ class DeliveryTask(Task):
             raise Reject(exc, requeue=True)
         wire, _, _ = self.encode(self.request.args, self.request.kwargs, self.request.id)
         try:
-            counted = isinstance(exc, RetriableError) and not self.waits(exc)
+            # The circuit may have closed since `may_retry`: what has no attempt left is tried once more all the same.
+            counted = isinstance(exc, RetriableError) and not self.waits(exc) and self.has_attempts(exc)
             if counted:
                 options["countdown"] = self.pause_before_retry(exc, self.request.retries)
                 again = super().retry(wire, {}, exc=exc, throw=False, **options)
@@ -218,7 +222,7 @@ class DeliveryTask(Task):
 
     def defer(self, wire: list[Any], exc: DeliveryError) -> Retry:
         """Queue the same attempt again, later."""
-        headers = self.request.headers or {}
+        headers = {name: value for name, value in (self.request.headers or {}).items() if name != PROBE}
         deferrals = int(headers.get(DEFERRALS, 0))
         countdown = self.pause_before_resend(deferrals, exc.topic)
         signature = self.signature_from_request(

@@ -77,6 +77,9 @@ TOPIC_SCOPE = "topic:"
 PROBE = "kafka_delivery_probe"
 """Celery message header, from a worker to itself: this record is sent to see whether the circuit may close."""
 
+RELEASED = "kafka_delivery_released"
+"""Celery message header, from a worker to itself: it waited for its topic's circuit, and that is closed."""
+
 TOPIC_MAX_LENGTH = 249
 """Kafka's limit for topic names (org.apache.kafka.common.internals.Topic)."""
 

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
-from kafka_delivery_worker.breaker import LOCAL, REDIS_TIMEOUT_S, Breaker, Probe
+from kafka_delivery_worker.breaker import LOCAL, MAX_TOPICS, REDIS_TIMEOUT_S, Breaker, Probe
 from kafka_delivery_worker.breaker.rules import Rules
 from kafka_delivery_worker.breaker.store import CircuitStore, View
 from servers import RealRedis, valkey_binary
@@ -260,6 +260,7 @@ class TestProbes:
         one.passes(6)
         probe = one.breaker.take_probe()
         assert probe is not None
+        assert one.breaker.admission("orders", probe.mark) == probe
         one.passes(STALL_S)
         one.breaker.tick()
         assert (one.state(), one.breaker._views["cluster"].trips) == ("open", 2)
@@ -288,6 +289,7 @@ class TestProbes:
         assert isinstance(probe, Probe)
         assert process.breaker.ask("orders") is None
         process.breaker.delivered(probe, "orders")
+        process.clock.now += 1
         process.breaker.tick()
         assert isinstance(process.breaker.ask("orders"), Probe)
 
@@ -307,6 +309,82 @@ def test_a_probe_that_a_parent_claimed_is_settled_by_the_child_that_sends_it(red
     assert child.state() == "closed"
     parent.breaker.tick()
     assert not parent.breaker.shut
+
+
+class TestProbesThatAreNone:
+    """What was claimed as a probe and is not sent says nothing."""
+
+    def test_it_frees_the_place_at_once(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        one.passes(6)
+        for _ in range(3 * RULES.max_lost):
+            probe = one.breaker.take_probe()
+            assert probe is not None
+            one.breaker.not_sent(probe.mark)
+            one.breaker.tick()
+        assert (one.state(), one.breaker._views["cluster"].trips) == ("half-open", 1)
+
+    def test_it_is_no_failed_round_if_nobody_says_so(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        one.passes(6)
+        assert one.breaker.take_probe() is not None
+        one.passes(STALL_S)
+        one.breaker.tick()
+        assert (one.state(), one.breaker._views["cluster"].trips) == ("half-open", 1)
+
+    def test_a_record_of_a_topic_in_trouble_is_no_probe_of_the_cluster(self, one: Process) -> None:
+        one.fails(TOPICS_OWN, RULES.threshold)
+        one.fails(DOWN, RULES.threshold, topic="others")
+        one.passes(6)
+        probe = one.breaker.take_probe()
+        assert probe is not None
+        assert one.breaker.admission("orders", probe.mark) is None
+        assert one.breaker.admission("orders", probe.mark, released=True) == probe, "there is no other"
+        assert one.breaker.admission("others", probe.mark) == probe
+
+    def test_an_answer_that_was_lost_is_asked_for_again_with_the_same_token(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        admit = one.breaker._store.admit
+
+        def lost(*arguments: Any) -> Any:
+            admit(*arguments)
+            raise RedisConnectionError("the answer was lost")
+
+        one.breaker._store.admit = lost  # type: ignore[method-assign]
+        one.passes(6)
+        assert one.breaker.take_probe() is None
+        one.breaker._store.admit = admit  # type: ignore[method-assign]
+        one.breaker.tick()
+        assert one.breaker.take_probe() is not None
+
+    def test_what_became_of_one_is_said_again_if_redis_was_away(self, one: Process) -> None:
+        one.fails(DOWN, RULES.threshold)
+        for _ in range(RULES.successes):
+            one.passes(6)
+            probe = one.breaker.take_probe()
+            assert probe is not None
+            one.breaker.delivered(probe, "orders")
+            one.redis.away = True
+            one.breaker.tick()
+            one.redis.away = False
+            one.breaker.tick()
+        assert one.state() == "closed"
+
+    @pytest.mark.parametrize(
+        "code", [KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, FORBIDDEN, RECORDS_OWN]
+    )
+    def test_a_verdict_of_another_kind_ends_a_topics_trouble(self, one: Process, code: int) -> None:
+        """There is nothing to wait for any more: its records become dead letters."""
+        one.fails(TOPICS_OWN, RULES.threshold)
+        for _ in range(RULES.successes):
+            one.passes(6)
+            probe = one.breaker.take_probe()
+            assert probe is not None
+            admission = one.breaker.admission("orders", probe.mark)
+            assert admission == probe
+            one.breaker.failed(admission, "orders", code)
+            one.breaker.tick()
+        assert one.breaker.shut_topics == frozenset()
 
 
 class TestAlone:
@@ -350,6 +428,32 @@ class TestAlone:
         one.breaker.tick()
         assert one.state() == "closed"
         assert not one.breaker.shut
+
+    def test_who_claims_nothing_pauses_and_looks_again_too(self, redis_client: redis.Redis) -> None:
+        """Children of prefork, and workers of another broker."""
+        one, two = Process(redis_client, "one", claims=False), Process(redis_client, "two")
+        two.succeeds()
+        one.fails(DOWN, RULES.threshold)
+        assert one.breaker.shut
+        assert one.breaker.ask("orders") is None
+        for _ in range(RULES.successes):
+            one.clock.now += 6
+            two.succeeds()
+            one.breaker.tick()
+            probe = one.breaker.ask("orders")
+            assert isinstance(probe, Probe)
+            assert one.breaker.ask("orders") is None, "one at a time"
+            one.breaker.delivered(probe, "orders")
+            one.breaker.tick()
+        assert not one.breaker.shut
+
+    def test_who_is_told_to_go_on_does(self, one: Process, two: Process) -> None:
+        one.breaker._store.force("cluster", "closed", 0, "me", "all through")
+        for _ in range(3):
+            one.fails(DOWN, RULES.threshold)
+            two.fails(DOWN, RULES.threshold)
+        assert not one.breaker.shut
+        assert not two.breaker.shut
 
     def test_when_a_second_one_fails_it_is_the_fleets(self, one: Process, two: Process) -> None:
         one.fails(DOWN, RULES.threshold)
@@ -455,6 +559,25 @@ class TestRedisAway:
         breaker.tick()
         assert not breaker._attached
         assert breaker.admission("orders") is not None
+
+
+class TestManyTopics:
+    def test_in_an_outage_none_of_them_is_counted_by_itself(self, one: Process) -> None:
+        for n in range(500):
+            admission = one.breaker.admission(f"topic{n}")
+            one.breaker.failed(0 if admission is None else admission, f"topic{n}", TIMED_OUT)
+        one.breaker.tick()
+        assert one.breaker._topics == {}
+
+    def test_no_more_than_can_be_looked_after(self, one: Process) -> None:
+        one.succeeds()
+        for n in range(500):
+            admission = one.breaker.admission(f"topic{n}")
+            assert admission is not None
+            one.breaker.failed(admission, f"topic{n}", TOPICS_OWN)
+        one.breaker.tick()
+        assert len(one.breaker._topics) == MAX_TOPICS
+        assert len(one.breaker._views) <= MAX_TOPICS + 1
 
 
 class TestCost:

@@ -495,6 +495,25 @@ class TestLoss:
         assert worker.probes() == "probe"
 
 
+def test_a_full_redis_hinders_nothing(client: redis.Redis) -> None:
+    """It is full of what waits for the outage to end."""
+    worker = opened(client)
+    passes(client, 6_000)
+    client.set("backlog", "x" * 3_000_000)
+    client.config_set("maxmemory", 1_000_000)
+    try:
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            client.set("one", "more")
+        for n in range(RULES.successes):
+            assert worker.probes(f"good {n}") == "probe"
+            assert worker.settles("ok", f"good {n}")[0]
+        assert worker.looks().state == "closed"
+        worker.store.force(CLUSTER, "open", 0, "me", "x")
+        assert worker.looks().shut
+    finally:
+        client.config_set("maxmemory", 0)
+
+
 class TestTopics:
     def test_a_topic_that_fails_while_the_cluster_serves_others_is_alone_in_it(self, client: redis.Redis) -> None:
         worker = Worker(client)
@@ -526,6 +545,13 @@ class TestTopics:
             worker.says(ok=5, topic=(0, 5))
         other = Worker(client, "other")
         assert other.views[TOPIC].shut
+
+    def test_there_is_a_bound_to_them(self, client: redis.Redis) -> None:
+        worker = Worker(client)
+        reports = [Counted(CLUSTER, ok=1), *(Counted(f"topic:t{n}", fail=1, row=1) for n in range(500))]
+        worker.store.report(reports)
+        assert client.zcard(BASE + "topics") == 200
+        assert len(list(client.scan_iter(BASE + "topic:*:st"))) == 200
 
     def test_one_that_is_well_for_long_is_forgotten(self, client: redis.Redis) -> None:
         worker = Worker(client)
@@ -560,6 +586,16 @@ class TestForcing:
         assert (view.state, view.shut) == ("open", False)
         worker.store.force(CLUSTER, "", 0, "me", "done")
         assert worker.looks().shut
+
+    def test_what_arrives_while_it_is_forced_closed_closes_it_underneath(self, client: redis.Redis) -> None:
+        """Nobody probes meanwhile."""
+        worker = opened(client)
+        worker.store.force(CLUSTER, "closed", 0, "me", "it works")
+        worker.looks()
+        assert worker.says(ok=5).state == "open"
+        passes(client, 6_000)
+        assert worker.says(ok=5, fail=1).state == "open"
+        assert worker.says(ok=5).state == "closed"
 
     def test_it_ends_by_itself_and_says_so(self, client: redis.Redis) -> None:
         worker = Worker(client)

@@ -28,6 +28,8 @@ NOTHING, CLAIMED, SUSPECT, RAMP, SHUT = 0, 1, 2, 3, -1
 
 NOTHING_TO_SETTLE = Settling([], [], [])
 
+RELEASED = -1
+
 DEATHS = 5
 """What a message may cause by default before it is parked."""
 
@@ -687,6 +689,15 @@ class TestCircuits:
         assert self.claim(Worker(client), probe=("cluster", "good")).items == [oldest]
         assert queued(client) == rest
 
+    def test_after_many_rounds_the_newest_is_tried_too(self, client: redis.Redis) -> None:
+        """The oldest may be of a topic that is in trouble, and hide that the cluster is well."""
+        sent = publish(client, *(message(n) for n in range(5)))
+        client.hset(CIRCUIT + "st", mapping={"shut": "1", "trips": "4"})
+        client.zadd(CIRCUIT + "p", {"good": now(client) + 5_000})
+        assert self.claim(Worker(client), probe=("cluster", "good")).items == [sent[-1]]
+        client.hset(CIRCUIT + "st", "trips", "5")
+        assert self.claim(Worker(client), probe=("cluster", "good")).items == [sent[0]]
+
     def test_after_it_claims_grow(self, client: redis.Redis) -> None:
         publish(client, *(message(n) for n in range(1_000)))
         worker = Worker(client)
@@ -722,7 +733,9 @@ class TestCircuits:
         assert client.llen(names.WAITING + ":orders:" + QUEUE) == 6
         later = publish(client, message("later"))
         client.hset(OF_TOPIC, "shut", "0")
-        assert worker.claim().items == sent + later
+        released = worker.claim()
+        assert released.items == sent + later
+        assert released.suspected == [RELEASED] * 6 + [0], "who has not heard yet must not put them aside again"
         assert worker.claim().items == []
         assert client.scard(names.WAITING) == 0
 

@@ -103,6 +103,7 @@ PINNED = {
     "CLUSTER_SCOPE": "cluster",
     "TOPIC_SCOPE": "topic:",
     "PROBE": "kafka_delivery_probe",
+    "RELEASED": "kafka_delivery_released",
     "TOPIC_MAX_LENGTH": 249,
 }
 

@@ -7,7 +7,7 @@
 --       token ("" for none), number of acks, of returns and of messages put aside, acks..., returns..., tag and topic of
 --       each that is put aside..., then the name of each list, as it is part of a delivery tag
 --
--- Reply: {1, items, their tags, suspicion of each, ms until the next delayed message is due (-1: none), messages held}
+-- Reply: {1, items, their tags, suspicion of each (-1: it waited for its topic's circuit, which is closed), ms until the next delayed message is due (-1: none), messages held}
 --        {0, ...} nothing is there; {2, ...} a suspect waits for empty hands; {3, ...} not so many yet, after an outage;
 --        {-1, ...} the gate is shut
 --
@@ -62,11 +62,11 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('ZADD', KEYS[2], now + lease, worker)
 
-local circuit = redis.call('HMGET', KEYS[5], 'shut', 'ramp_at')
+local circuit = redis.call('HMGET', KEYS[5], 'shut', 'ramp_at', 'trips')
 if probe == 'cluster' then
   local till = redis.call('ZSCORE', KEYS[6], token)
   if not till or tonumber(till) <= now then return answer(-1) end
-elseif circuit[1] == '1' then
+elseif circuit[1] == '1' and probe ~= 'local' then  -- that one is for when the fleet's circuits cannot be known
   return answer(-1)
 end
 if probe ~= '' then
@@ -136,7 +136,8 @@ local function at_once()  -- one, until it is known how large messages are
   return largest and math.max(1, math.min(room, AT_ONCE, math.floor(bytes / largest))) or 1
 end
 
-local function take(list, name, taken)  -- into the worker's hands; what is too much goes back
+local RELEASED = -1  -- in place of a suspicion: it comes from a list of its topic's own, whose circuit is closed
+local function take(list, name, taken, released)  -- into the worker's hands; what is too much goes back
   local fields, kept = {}, #taken
   for i, item in ipairs(taken) do
     local died = suspicion(item)
@@ -149,7 +150,7 @@ local function take(list, name, taken)  -- into the worker's hands; what is too 
     local tag = claim .. '.' .. (#items + 1) .. ':' .. name
     items[#items + 1] = item
     tags[#tags + 1] = tag
-    suspected[#suspected + 1] = died
+    suspected[#suspected + 1] = released and died == 0 and RELEASED or died
     fields[#fields + 1] = tag
     fields[#fields + 1] = item
     room = room - 1
@@ -172,7 +173,7 @@ end
 local served = {}
 for i = first_name, #ARGV do served[ARGV[i]] = true end
 local probed = string.match(probe, '^topic:(.*)$')
-local function take_waiting(flows)
+local function take_waiting(flows, released)
   for _, member in ipairs(redis.call('SMEMBERS', KEYS[7])) do
     local topic, name = string.match(member, '^([^:]*):(.*)$')
     local list = KEYS[7] .. ':' .. member
@@ -183,15 +184,19 @@ local function take_waiting(flows)
         break
       end
       for _, item in ipairs(popped) do largest = math.max(largest or 0, #item) end
-      take(list, name, popped)
+      take(list, name, popped, released)
     end
   end
 end
 take_waiting(function(topic)
   if probed then return topic == probed end
   return redis.call('HGET', circuits .. 'topic:' .. topic .. ':st', 'shut') ~= '1'
-end)
+end, true)
 if probed then room = 0 end
+
+-- Round after round has failed: perhaps for the topic of what is at the front. The newest may be another topic's.
+local trips = tonumber(circuit[3] or 0)
+local pop = probe == 'cluster' and trips >= 4 and trips % 2 == 0 and 'LPOP' or 'RPOP'
 
 for i = FIRST_LIST, #KEYS, 2 do
   local list, delayed, name = KEYS[i], KEYS[i + 1], ARGV[first_name + (i - FIRST_LIST) / 2]
@@ -203,7 +208,7 @@ for i = FIRST_LIST, #KEYS, 2 do
     take(list, name, ready)
   end
   while waiting[i] and room > 0 and bytes > 0 and moved < MOVES do
-    local popped = redis.call('RPOP', list, at_once())
+    local popped = redis.call(pop, list, at_once())
     if not popped then break end
     local taken = {}
     for _, item in ipairs(popped) do
@@ -227,7 +232,7 @@ end
 
 -- Where only records of topics in trouble wait, one of these shows whether the cluster is back.
 if (probe == 'cluster' or probe == 'local') and #items == 0 and not suspect_waits then
-  take_waiting(function() return true end)
+  take_waiting(function() return true end, true)
 end
 
 return answer(#items > 0 and 1 or (suspect_waits and 2 or 0))

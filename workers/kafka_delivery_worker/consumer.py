@@ -15,7 +15,7 @@ from celery import signals
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from kafka_delivery import settings
-from kafka_delivery.names import DEAD_LETTER, PROBE, SEND, SEND_MANY, is_topic_name
+from kafka_delivery.names import DEAD_LETTER, PROBE, RELEASED, SEND, SEND_MANY, is_topic_name
 from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
 
 from . import breaker, engine
@@ -45,6 +45,7 @@ class Consumer(CeleryConsumer):
             try:
                 lane = lanes.get(message.headers.get("task"))
                 if (lane is None or not lane.take(message)) and not self._waits(message):
+                    self._begins(message)
                     handle(message)
             except QUEUE_FAULTS:  # not Celery's connection errors: for kombu, a KeyError is one
                 raise
@@ -64,17 +65,29 @@ class Consumer(CeleryConsumer):
             DEAD_LETTER,
         ):
             return False
-        known = breaker.current()
-        if message.headers.get(PROBE) is not None or not (known.shut or known.shut_topics):
+        known, mark = breaker.current(), message.headers.get(PROBE)
+        if not (known.shut or known.shut_topics):
             return False
-        if known.shut:
+        if known.shut and mark is None:
             message.channel.give_back(message.delivery_tag)
             return True
         topic = target_of(message)
-        if topic not in known.shut_topics:
+        if topic is None or known.admission(topic, mark, released=RELEASED in message.headers, begin=False) is not None:
             return False
+        if mark is not None:
+            known.not_sent(mark)
         message.channel.put_aside(message.delivery_tag, topic)
         return True
+
+    def _begins(self, message: Any) -> None:
+        """Celery goes on with a probe; a stranger's task is none."""
+        mark = message.headers.get(PROBE)
+        if mark is None:
+            return
+        if message.headers.get("task") in (SEND, SEND_MANY, DEAD_LETTER):
+            breaker.current().begun(mark)
+        else:
+            breaker.current().not_sent(mark)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """The body is not what its content type says."""
@@ -99,6 +112,8 @@ class Consumer(CeleryConsumer):
 
     def _quarantine(self, message: Any, kind: str, why: str, exc: Exception | None) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
+        if PROBE in headers:
+            breaker.current().not_sent(headers[PROBE])
         item_id = _printable(headers.get("id") or message.properties.get("correlation_id") or uuid7())
         try:
             item = Parked(

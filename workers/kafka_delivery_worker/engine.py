@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
 from kafka_delivery.errors import CircuitBreakerOpen, DeliveryError, InvalidRecordError
-from kafka_delivery.names import DEAD_LETTER, SEND, DeadLetterHeaders
+from kafka_delivery.names import DEAD_LETTER, PROBE, SEND, DeadLetterHeaders
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 
@@ -238,6 +238,9 @@ class Engine:
         Raises:
             redis.exceptions.RedisError: it is not kept.
         """
+        mark = (getattr(request, "headers", None) or {}).get(PROBE)
+        if mark is not None:
+            self.breaker.not_sent(mark)
         kind = kind or ("invalid" if isinstance(error, InvalidRecordError) else "bug")
         record = _record_of(request, self._settings.cluster)
         return self._park(

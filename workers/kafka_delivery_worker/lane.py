@@ -21,7 +21,7 @@ from celery.worker import strategy as stock
 from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
-from kafka_delivery.names import MESSAGE_ID, PROBE, WIRE_VERSION
+from kafka_delivery.names import MESSAGE_ID, PROBE, RELEASED, WIRE_VERSION
 from kafka_delivery.record import MAX_TIMESTAMP_MS, Record, is_message_id, unpack
 
 from . import engine
@@ -88,10 +88,11 @@ class Lane:
             return False
         if outgoing is None:
             return False
-        admission = self._breaker.admission(outgoing.topic, message.headers.get(PROBE))
+        headers = message.headers
+        admission = self._breaker.admission(outgoing.topic, headers.get(PROBE), released=RELEASED in headers)
         if admission is None:
             return False  # the consumer finds out, too
-        self._start(message, message.headers, outgoing, admission, len(message.body))
+        self._start(message, headers, outgoing, admission, len(message.body))
         return True
 
     def _plain(self, message: Any) -> Outgoing | None:

@@ -10,9 +10,9 @@ from celery.exceptions import InvalidTaskError, Reject, TaskRevokedError
 from celery.worker.request import Request as CeleryRequest
 
 from kafka_delivery import settings
-from kafka_delivery.names import REVIVED
+from kafka_delivery.names import PROBE, REVIVED
 
-from . import engine
+from . import breaker, engine
 
 log = logging.getLogger("kafka_delivery.request")
 
@@ -37,6 +37,8 @@ class Request(CeleryRequest):
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Park before Celery acknowledges. The one place through which expiry, revoke and terminate all pass."""
+        if PROBE in self.request_dict:
+            breaker.current().not_sent(self.request_dict[PROBE])
         why = "its `expires` has passed" if expired else "it was revoked by remote control"
         if terminated:
             why += " while it was being sent; it may have been delivered"

@@ -23,7 +23,7 @@ from kombu.compression import decompress
 from kombu.transport import redis, virtual
 
 from kafka_delivery import settings
-from kafka_delivery.names import PROBE, QUEUE
+from kafka_delivery.names import PROBE, QUEUE, RELEASED
 from kafka_delivery.redis_client import RedisClient
 
 from . import breaker
@@ -42,6 +42,9 @@ at this often: five times a second and worker, ten calls."""
 
 NOTHING, CLAIMED, SUSPECT, RAMP, SHUT = 0, 1, 2, 3, -1
 """What claim.lua answers."""
+
+CAME_FROM_ITS_TOPICS_LIST = -1
+"""What it answers instead of a suspicion."""
 
 SHUT_S = 0.5
 """How often a worker looks whether the gate is open again."""
@@ -374,15 +377,21 @@ class Channel(redis.Channel):
             payload = _envelope(loads(item))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._quarantine(item, tag, error)
+            if probe is not None:
+                self.breaker.not_sent(probe.mark)
             return
         properties = payload["properties"]
-        payload["headers"].pop(PROBE, None)  # nobody's but ours, and that of this claim
+        headers = payload["headers"]
+        headers.pop(PROBE, None)  # nobody's but ours, and those of this claim
+        headers.pop(RELEASED, None)
         if probe is not None:
-            payload["headers"][PROBE] = probe.mark
+            headers[PROBE] = probe.mark
+        if deaths == CAME_FROM_ITS_TOPICS_LIST:
+            headers[RELEASED] = True
         payload[PUBLISHERS_TAG] = properties.get("delivery_tag")
         properties["delivery_tag"] = tag
-        if deaths:
-            payload["headers"]["redelivered"] = properties["delivery_info"]["redelivered"] = True
+        if deaths > 0:
+            headers["redelivered"] = properties["delivery_info"]["redelivered"] = True
         queue = _queue(tag, self.sep)
         if queue in self._unacknowledged:
             self.lease.settled(tag)

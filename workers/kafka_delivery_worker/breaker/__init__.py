@@ -51,10 +51,16 @@ PROBE_GRACE_S = 5.0
 SEEK_PAUSE_S = 1.0
 """Before a probe is asked for again for which there was no record."""
 
+MAX_TOPICS = 100
+"""Whose outcomes a process counts by themselves at a time; more in trouble at once are the cluster's trouble."""
+
+OK_S = 2.0
+"""As long as something has arrived within this time, a timeout may be its topic's own."""
+
 LOCAL = "local"
 """The scope of the process's own circuit; it is no scope in Redis."""
 
-WORKER = f"{socket.gethostname()}:{os.getpid()}"
+WORKER = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"  # in containers, names and pids are often equal
 """Of this process and the children that it forks: they share a host, and fail together."""
 
 
@@ -68,6 +74,11 @@ class Probe(NamedTuple):
     def mark(self) -> str:
         """As a message header."""
         return f"{self.scope}|{self.token}"
+
+    @property
+    def of_cluster(self) -> bool:
+        """Whether any record will do."""
+        return self.scope in (CLUSTER_SCOPE, LOCAL)
 
     @classmethod
     def of(cls, mark: str) -> Probe:
@@ -135,55 +146,77 @@ class Breaker:
         self._failed_at = -QUIET_S
         self._granted: Probe | None = None
         self._probes: dict[Probe, float] = {}
+        self._begun: set[Probe] = set()
+        self._tokens: dict[str, str] = {}
+        self._ok_at = -OK_S
         self._topic_probes = 0
         """In flight; they say nothing about the cluster while they have no report."""
         self._settled: deque[tuple[Probe, str, str]] = deque()
         self._seek_after: dict[str, float] = {}
         self._claimed_by: Callable[[], None] | None = None
         self._wake = threading.Event()
+        self._asking = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     # -- records
-    def admission(self, topic: str, mark: str | None = None) -> Admission | None:
+    def admission(
+        self, topic: str, mark: str | None = None, *, released: bool = False, begin: bool = True
+    ) -> Admission | None:
         """Whether a record for `topic` may be sent now; costs no round trip.
 
         Args:
             topic: where it goes.
             mark: of the probe that it is, if it is one.
+            released: it comes from the list in which it waited for its topic's circuit; Redis knew better than this
+                process does.
+            begin: whether it is sent then.
         """
+        held_back = topic in self.shut_topics and not released
         if mark is not None:
             probe = Probe.of(mark)
-            if probe.scope not in (CLUSTER_SCOPE, LOCAL):
-                with self._lock:
-                    self._topic_probes += 1
-            if self._claimed_by is None:  # the parent of this process claimed it; here is where its outcome is known
-                self._probes.setdefault(probe, self._clock() + self._stall_s)
+            if held_back and probe.of_cluster:
+                return None  # it would fail for its topic
+            if begin:
+                self.begun(mark)
             return probe
-        if self._shut or topic in self.shut_topics:
+        if self._shut or held_back:
             return None
         return self._generation
+
+    def begun(self, mark: str) -> None:
+        """A probe is being sent, here or by a child of this process."""
+        probe = Probe.of(mark)
+        with self._lock:
+            if probe in self._begun:
+                return
+            self._begun.add(probe)
+            self._topic_probes += not probe.of_cluster
+            # Where the parent of this process claimed it, its outcome is known here all the same.
+            self._probes.setdefault(probe, self._clock() + self._stall_s)
+
+    def not_sent(self, mark: str) -> None:
+        """The message of a probe was none that could be sent: it says nothing, and the next one may."""
+        with self._lock:
+            self._ended(Probe.of(mark))
+            self._conclude(Probe.of(mark), "ignore", "")
 
     def ask(self, topic: str) -> Admission | None:
         """As `admission`, for who claims nothing: a round trip may make this record the probe that is due."""
         if self._claimed_by is not None:
             return None
-        scope = CLUSTER_SCOPE if self._shut else TOPIC_SCOPE + topic
-        probe = Probe(scope, uuid.uuid4().hex)
-        if not self._attached:
-            return self._begin_local() if scope == CLUSTER_SCOPE and self.local.due(self._now_ms()) else None
-        if self._remaining_s(scope) > 0:
-            return None
-        try:
-            answer, _ = self._store.admit(*probe, self._lease_ms)
-        except REDIS_FAULTS:
-            return None
-        if answer == "probe":
-            self._probes[probe] = self._clock() + self._stall_s
-            self._topic_probes += scope != CLUSTER_SCOPE
-            return probe
-        self._wake.set()  # whatever it is, it is not what we thought
-        return self._generation if answer == "free" else None
+        probe: Probe | None = None
+        with self._asking:  # of many threads one
+            if self.local.state != CLOSED:
+                if self.local.due(self._now_ms()) and not self._probes:
+                    probe = self._begin_local()
+            elif self._attached:
+                scope = CLUSTER_SCOPE if self._shut else TOPIC_SCOPE + topic
+                if self._remaining_s(scope) <= 0 and self._clock() >= self._seek_after.get(scope, 0):
+                    probe = self._admitted(scope)
+        if probe is not None:
+            self.begun(probe.mark)
+        return probe
 
     def delivered(self, admission: Admission, topic: str) -> None:
         """A record is in the log."""
@@ -191,7 +224,7 @@ class Breaker:
             self._reports += 1
             self._down_at = None
             if isinstance(admission, Probe):
-                self._topic_probes -= admission.scope not in (CLUSTER_SCOPE, LOCAL)
+                self._ended(admission)
                 if admission in self._probes:
                     self._conclude(admission, "ok", "")
                     return
@@ -210,24 +243,34 @@ class Breaker:
         with self._lock:
             self._reports += 1
             if isinstance(admission, Probe):
-                self._topic_probes -= admission.scope not in (CLUSTER_SCOPE, LOCAL)
+                self._ended(admission)
                 if admission in self._probes:
-                    outcome = _of_probe(admission.scope, cluster, of_topic, answered and code > 0)
+                    outcome = _of_probe(admission, found.scope, answered, of_topic, code > 0)
                     self._conclude(admission, outcome, f"a probe failed: {found.name}")
                 return
             if cluster:
                 _count_failure(self._cluster, admission)
             elif answered and code > 0:  # a broker said so: the cluster is there
                 _count_ok(self._cluster, admission)
-            if of_topic:
-                tally = self._topics.get(topic)
-                if tally is None:
-                    tally = self._topics[topic] = Tally()
+            tally = self._topics.get(topic)
+            if of_topic and tally is None and self._may_be_its_own(answered):
+                tally = self._topics[topic] = Tally()
+            if of_topic and tally is not None:
                 _count_failure(tally, admission)
         now = self._clock()
         if (cluster or of_topic) and now - self._failed_at >= QUIET_S:
             self._wake.set()
         self._failed_at = now
+
+    def _may_be_its_own(self, answered: bool) -> bool:
+        """Whether a topic's failure is worth a count of its own: not where nothing arrives at all."""
+        arrives = answered or self._cluster.ok > 0 or self._clock() - self._ok_at < OK_S
+        return arrives and not self._shut and len(self._topics) < MAX_TOPICS
+
+    def _ended(self, probe: Probe) -> None:
+        if probe in self._begun:
+            self._begun.discard(probe)
+            self._topic_probes -= not probe.of_cluster
 
     def broker_error(self, code: int) -> None:
         """librdkafka says that something is wrong with its brokers."""
@@ -248,8 +291,11 @@ class Breaker:
         """Seconds until records for `topic` are worth another look; at least one where single ones are tried."""
         if self._shut:
             fleet = self._remaining_s(CLUSTER_SCOPE) if self._views[CLUSTER_SCOPE].shut else 0.0
-            return max(1.0, fleet, min(self._rules.max_open_ms, self.local.till - self._now_ms()) / 1000)
-        return max(1.0, self._remaining_s(TOPIC_SCOPE + topic))
+            alone = (self.local.till - self._now_ms()) / 1000 if self.local.state != CLOSED else 0.0
+            left = max(fleet, alone)
+        else:
+            left = self._remaining_s(TOPIC_SCOPE + topic)
+        return min(max(1.0, left), self._rules.max_open_ms / 1000)
 
     # -- probes, for who claims records
     def claim_by(self, wake: Callable[[], None]) -> None:
@@ -269,6 +315,7 @@ class Breaker:
 
     def _conclude(self, probe: Probe, outcome: str, why: str) -> None:
         self._probes.pop(probe, None)
+        self._tokens.pop(probe.scope, None)
         self._settled.append((probe, outcome, why))
         self._wake.set()
 
@@ -290,14 +337,17 @@ class Breaker:
                 self._store.leave()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while True:
+            last = self._stop.is_set()
             counted = self._cluster.ok or self._cluster.fail or self._topics
-            self._wake.wait(BUSY_S if counted else self._quiet_s())
+            self._wake.wait(0 if last else BUSY_S if counted else self._quiet_s())
             self._wake.clear()
             try:
                 self.tick()
             except Exception:  # without this thread nothing would ever open or close again
                 log.exception("breaker.tick_failed")
+            if last:
+                return
 
     def _quiet_s(self) -> float:
         """Seconds until something is due, a second at most."""
@@ -313,16 +363,21 @@ class Breaker:
             cluster = self._cluster.take()
             topics = {topic: tally.take() for topic, tally in self._topics.items()}
             self._forget_quiet_topics()
+        if cluster[0]:
+            self._ok_at = self._clock()
         settled = self._settle_local()
         tripped = self.local.report(self._now_ms(), cluster[0], cluster[1], bool(cluster[2]), hard)
         if cluster[3]:
             self.local.arrived(self._now_ms())
         alive = 0
         try:
-            for probe, outcome, why in settled:
+            while settled:
+                probe, outcome, why = settled[0]
                 self._store.settle(*probe, outcome, why)
+                settled.pop(0)
             alive, views = self._store.report(self._counted(cluster, topics, hard))
         except REDIS_FAULTS as error:
+            self._settled.extendleft(reversed(settled))  # may be repeated, and tells nothing wrong if it is
             self._detach(error)
         else:
             self._adopt(views)
@@ -338,7 +393,7 @@ class Breaker:
         known = {CLUSTER_SCOPE: (cluster, hard)}
         known |= {TOPIC_SCOPE + topic: (counts, "") for topic, counts in topics.items()}
         # What Redis may have lost is told it again, whether there is anything to count or not.
-        known |= {scope: ((0, 0, 0, 0), "") for scope, view in self._views.items() if view.shut and scope not in known}
+        known |= {scope: ((0, 0, 0, 0), "") for scope, view in self._views.items() if view.known and scope not in known}
         passed = int((self._clock() - self._viewed_at) * 1000)
         for scope, ((ok, fail, row, late), why) in known.items():
             view = self._views.get(scope) or View(scope)
@@ -395,13 +450,13 @@ class Breaker:
         log.warning("breaker.detached error=%s shut=%s", type(error).__name__, self._shut)
         view = self._views[CLUSTER_SCOPE]
         if view.shut:  # what was known holds until its time, then one record shows
-            endless = view.forced and not view.forced_ms
-            left = float("inf") if endless else (view.forced_ms if view.forced else view.remaining_ms)
-            self.local.open(self._now_ms(), "last known before Redis went away", self._viewed_at * 1000 + left)
+            till = self._now_ms() + 1000 * self._remaining_s(CLUSTER_SCOPE)
+            self.local.open(self._now_ms(), "last known before Redis went away", till)
 
     def _judge_alone(self, tripped: bool, alive: int) -> None:
         """The process's own circuit is for when the fleet's cannot be known, or knows better."""
-        if self._attached and (self._views[CLUSTER_SCOPE].shut or (tripped and alive < 2)):
+        fleet = self._views[CLUSTER_SCOPE]
+        if self._attached and (fleet.shut or fleet.forced or (tripped and alive < 2)):
             self.local.reset()
         elif tripped and self.local.state != CLOSED:
             log.warning("circuit.paused scope=%s attached=%s why=%r", LOCAL, self._attached, self.local.why)
@@ -412,6 +467,7 @@ class Breaker:
         if waiting <= 0 or self._reports != self._seen_reports:
             self._seen_reports, self._quiet_since = self._reports, None
         if waiting <= 0:
+            self._down_at = None  # long ago, perhaps, when nothing was to be sent
             return ""
         if self._quiet_since is None:
             self._quiet_since = now
@@ -436,6 +492,9 @@ class Breaker:
 
     # -- probes
     def _seek_probe(self) -> None:
+        if self._granted is not None and self._granted.scope == LOCAL and self.local.state == CLOSED:
+            self._probes.pop(self._granted, None)  # the fleet knows better by now
+            self._granted = None
         if self._claimed_by is None or self._granted is not None:
             return
         now = self._clock()
@@ -451,31 +510,36 @@ class Breaker:
 
     def _begin_local(self) -> Probe:
         self.local.begin()
-        probe = Probe(LOCAL, uuid.uuid4().hex)
-        self._probes[probe] = self._clock() + self._stall_s
+        return self._granting(Probe(LOCAL, uuid.uuid4().hex))
+
+    def _granting(self, probe: Probe) -> Probe:
+        with self._lock:
+            self._probes[probe] = self._clock() + self._stall_s
         return probe
 
     def _admitted(self, scope: str) -> Probe | None:
-        probe = Probe(scope, uuid.uuid4().hex)
+        # The same token until there is an answer: a lost one may have been a grant.
+        probe = Probe(scope, self._tokens.setdefault(scope, uuid.uuid4().hex))
         try:
             answer, _ = self._store.admit(*probe, self._lease_ms)
         except REDIS_FAULTS:
             return None
-        if answer == "denied":
-            self._seek_after[scope] = self._clock() + BUSY_S
-        if answer != "probe":
-            return None
-        self._probes[probe] = self._clock() + self._stall_s
-        return probe
+        self._tokens.pop(scope, None)
+        if answer == "probe":
+            return self._granting(probe)
+        self._seek_after[scope] = self._clock() + BUSY_S
+        self._wake.set()  # it is not as we thought
+        return None
 
     def _expire_probes(self) -> None:
         """A probe that takes too long has failed; its record goes on, and is evidence if it arrives."""
         now = self._clock()
         with self._lock:
             for probe in [probe for probe, till in self._probes.items() if till <= now]:
-                unclaimed, self._granted = self._granted == probe, None
+                if self._granted == probe:
+                    self._granted = None
                 why = f"a probe had no report for {self._stall_s:g} s"
-                self._conclude(probe, "ignore" if unclaimed else "fail", why)
+                self._conclude(probe, "fail" if probe in self._begun else "ignore", why)
 
     def _settle_local(self) -> list[tuple[Probe, str, str]]:
         """Settle the probes of the process's own circuit; return the fleet's."""
@@ -494,11 +558,10 @@ class Breaker:
         view = self._views.get(scope)
         if view is None:
             return 0.0
-        if view.forced:
-            left = view.forced_ms / 1000 if view.forced_ms else self._rules.max_open_ms / 1000
-        else:
-            left = view.remaining_ms / 1000
-        return left - (self._clock() - self._viewed_at)
+        if view.forced and not view.forced_ms:
+            return float("inf")
+        left = view.forced_ms if view.forced else view.remaining_ms
+        return left / 1000 - (self._clock() - self._viewed_at)
 
     def _now_ms(self) -> float:
         return self._clock() * 1000
@@ -518,11 +581,14 @@ def _count_failure(tally: Tally, sent: int) -> None:
         tally.row = 1
 
 
-def _of_probe(scope: str, cluster: bool, of_topic: bool, answered: bool) -> str:
+def _of_probe(probe: Probe, scope: Scope, answered: bool, of_topic: bool, by_broker: bool) -> str:
     """What a probe's failure says about the scope that it was for."""
-    if scope in (CLUSTER_SCOPE, LOCAL):
-        return "fail" if cluster else "ok" if answered else "ignore"
-    return "fail" if of_topic else "ignore"
+    if probe.of_cluster:
+        return "fail" if scope is Scope.CLUSTER else "ok" if answered and by_broker else "ignore"
+    if of_topic:
+        return "fail"
+    # A verdict of another kind, on this record or for good: there is nothing to wait for any more.
+    return "ok" if scope is Scope.TOPIC or (scope is Scope.RECORD and by_broker) else "ignore"
 
 
 _breaker: Breaker | None = None

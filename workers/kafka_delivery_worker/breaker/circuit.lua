@@ -23,6 +23,10 @@ local NUMBERS = {
 }
 local TEXTS = {state = 'closed', why = '', by = '', forced = '', forced_by = '', forced_why = ''}
 
+-- A full Redis refuses a script whose first write needs memory, and lets all of any other pass. This one needs none: what
+-- fills Redis may be the backlog of the very outage that ends here.
+redis.call('ZREM', base .. 'workers', '')
+
 local function key(scope, part) return base .. scope .. ':' .. part end
 
 local function shut(s)  -- whether records wait; what a person forces comes before what the circuit found
@@ -81,6 +85,7 @@ local function change(s, to, why)
 end
 
 local function lose_probes(s)  -- leases that ended: who held them is dead
+  redis.call('ZREMRANGEBYSCORE', key(s.scope, 'p'), now + 3600000, '+inf')  -- by another host's clock
   s.lost = s.lost + redis.call('ZREMRANGEBYSCORE', key(s.scope, 'p'), '-inf', now)
   if s.lost >= rules.max_lost then change(s, 'open', s.lost .. ' probes in a row were lost') end
 end

@@ -9,9 +9,12 @@
 -- Reply: workers alive, then a view of the cluster's circuit and of each topic's that is known
 local ALIVE = 5000        -- a worker reports each second
 local TOPIC_KEPT = 600000
+local TOPICS = 200        -- with circuits of their own; more would be the cluster's trouble
+local FAILED_KEPT = 600000
 
 redis.call('ZADD', base .. 'workers', now, worker)
 redis.call('ZREMRANGEBYSCORE', base .. 'workers', '-inf', now - 60000)
+redis.call('ZREMRANGEBYSCORE', base .. 'workers', now + 60000, '+inf')  -- by another host's clock, before a failover
 local alive = redis.call('ZCOUNT', base .. 'workers', now - ALIVE, '+inf')
 
 local function failing(s, since)  -- workers that failed since then
@@ -53,6 +56,12 @@ local function verdict(s, r, quorum)  -- why the circuit opens now, or nil
   if r.fail > 0 or r.hard ~= '' then
     redis.call('HSET', key(s.scope, 'f'), worker, now)
     redis.call('PEXPIRE', key(s.scope, 'f'), KEEP)
+    if redis.call('HLEN', key(s.scope, 'f')) > 50 then  -- of workers that are gone
+      local all = redis.call('HGETALL', key(s.scope, 'f'))
+      for i = 1, #all, 2 do
+        if tonumber(all[i + 1]) < now - FAILED_KEPT then redis.call('HDEL', key(s.scope, 'f'), all[i]) end
+      end
+    end
   end
   if r.hard ~= '' and failing(s, now - rules.window_ms) >= quorum then return r.hard end
   if calls >= rules.min_calls and failures / calls >= rules.rate and failing(s, now - rules.window_ms) >= quorum then
@@ -85,6 +94,9 @@ local function judge(s, r)
   if s.state == 'half-open' then lose_probes(s) end
   if s.state ~= 'closed' then
     if r.late == 1 and s.state == 'open' then s.till = math.min(s.till, now) end  -- something arrived: look at once
+    if s.forced == 'closed' and s.till <= now and r.epoch == s.epoch and r.ok > 0 and r.fail == 0 then
+      change(s, 'closed', 'records arrive')  -- nobody probes what a person holds open
+    end
     return
   end
   if r.epoch ~= s.epoch and s.epoch ~= 0 then return end
@@ -92,7 +104,9 @@ local function judge(s, r)
     local why = verdict(s, r, alive >= 2 and 2 or 1)
     if why then change(s, 'open', why) end
   else
-    redis.call('ZADD', base .. 'topics', now, s.scope)
+    local known = redis.call('ZSCORE', base .. 'topics', s.scope)
+    if not known and (r.fail == 0 or redis.call('ZCARD', base .. 'topics') >= TOPICS) then return end
+    if r.fail > 0 then redis.call('ZADD', base .. 'topics', now, s.scope) end
     local streak_at = s.streak > 0 and s.streak_at or now
     local why = verdict(s, r, 1)
     -- Where nobody succeeds it is the cluster's, and not this topic's.
@@ -104,7 +118,7 @@ local views, seen = {alive}, {}
 for place, r in ipairs(cjson.decode(ARGV[4])) do
   local s = place == 1 and cluster or load(r.scope)
   judge(s, r)
-  save(s)
+  if place == 1 or redis.call('ZSCORE', base .. 'topics', r.scope) then save(s) end
   seen[r.scope] = true
   views[#views + 1] = view(s)
 end
@@ -114,7 +128,7 @@ for _, scope in ipairs(redis.call('ZRANGE', base .. 'topics', 0, -1)) do
     if s.state == 'half-open' then lose_probes(s) end
     if s.ended or s.changed == 1 then save(s) end
     if shut(s) then redis.call('PEXPIRE', key(scope, 'st'), KEEP) end
-    if not shut(s) and tonumber(redis.call('ZSCORE', base .. 'topics', scope)) < now - TOPIC_KEPT then
+    if not shut(s) and s.forced == '' and tonumber(redis.call('ZSCORE', base .. 'topics', scope)) < now - TOPIC_KEPT then
       redis.call('ZREM', base .. 'topics', scope)
     else
       views[#views + 1] = view(s)

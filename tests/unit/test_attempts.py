@@ -1,0 +1,67 @@
+"""Attempts are counted while the circuit of what failed is closed, and a record that has none left is not lost over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.exceptions import Retry
+
+from kafka_delivery import Record, base, send
+from kafka_delivery.errors import RetriableError, UnavailableError
+
+TOPICS = RetriableError("too few replicas", "orders", "m", 19, "NOT_ENOUGH_REPLICAS", "topic")
+RARE = RetriableError("no such topic", "orders", "m", 3, "UNKNOWN_TOPIC_OR_PART", "topic", 2)
+RECORDS = RetriableError("another of the batch", "orders", "m", -138, "_INVALID_DIFFERENT_RECORD", "record")
+CLUSTERS = UnavailableError("no broker", "orders", "m", -195, "_TRANSPORT", "cluster")
+
+
+class Worker:
+    """What `DeliveryTask` asks its engine, and what it told it."""
+
+    def __init__(self) -> None:
+        self.shut = False
+        self.told: list[str] = []
+        self.stopping = False
+        self.breaker = SimpleNamespace(is_shut=lambda topic: self.shut, retry_after=lambda topic: 1.0)
+
+    def count(self, outcome: str, topic: str) -> None:
+        self.told.append(outcome)
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    """A worker in whose hands a send is that has no attempt left."""
+    made = Worker()
+    monkeypatch.setattr(base, "engine", lambda: made)
+    monkeypatch.setattr(type(send), "defer", lambda self, wire, exc: Retry(exc=exc))
+    wire = Record("orders", "x", message_id="m").to_wire("default")
+    send.push_request(id="m", retries=send.max_retries, args=[wire], kwargs={}, called_directly=False)
+    yield made
+    send.pop_request()
+
+
+@pytest.mark.parametrize(("error", "waits"), [(TOPICS, True), (CLUSTERS, True), (RARE, False), (RECORDS, False)])
+def test_no_attempt_is_used_for_what_a_circuit_is_open_for(worker: Worker, error: Any, waits: bool) -> None:
+    assert not send.waits(error)
+    worker.shut = True
+    assert send.waits(error) is waits
+
+
+def test_the_last_attempt_is_not_the_last_one_while_the_circuit_is_open(worker: Worker) -> None:
+    assert not send.may_retry(TOPICS)
+    worker.shut = True
+    assert send.may_retry(TOPICS)
+    assert not send.may_retry(RARE)
+
+
+def test_a_circuit_that_closes_in_between_costs_no_record(worker: Worker) -> None:
+    """Celery's own retry would raise the error, and the message would be acknowledged."""
+    worker.shut = True
+    assert send.may_retry(TOPICS)
+    worker.shut = False
+    with pytest.raises(Retry):
+        send.retry(exc=TOPICS)
+    assert worker.told == ["deferred"]
