@@ -1,4 +1,4 @@
-"""Attempts are counted while the circuit of what failed is closed, and a record that has none left is not lost over it."""
+"""Attempts count while the circuit of what failed is closed; a record that has none left is not lost over it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     made = Worker()
     monkeypatch.setattr(base, "engine", lambda: made)
     monkeypatch.setattr(type(send), "defer", lambda self, wire, exc: Retry(exc=exc))
+    send._get_app()  # binds the task
     wire = Record("orders", "x", message_id="m").to_wire("default")
     send.push_request(id="m", retries=send.max_retries, args=[wire], kwargs={}, called_directly=False)
     yield made
