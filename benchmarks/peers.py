@@ -63,7 +63,7 @@ def bare() -> None:
     from kafka_delivery import settings
     from kafka_delivery.names import QUEUE
     from kafka_delivery.record import unpack
-    from kafka_delivery_worker.lease import Lease, script
+    from kafka_delivery_worker.lease import Lease, Settling, script
     from kafka_delivery_worker.producer import librdkafka_properties
     from kafka_delivery_worker.transport import CLAIM
 
@@ -84,7 +84,7 @@ def bare() -> None:
 
     sys.stderr.write("peer ready.\n")
     while True:
-        arguments = lease.claim_arguments(CLAIM, [QUEUE], acks, [])
+        arguments = lease.claim_arguments(CLAIM, [QUEUE], Settling(acks, [], []))
         acks = []
         _, items, tags, *_ = client.execute_command("EVALSHA", claim, *arguments)
         for item, tag in zip(items, tags, strict=True):
