@@ -487,9 +487,9 @@ LATE = """
 
     deliver_many = engine.Engine.deliver_many
 
-    def late(self, records):
+    def late(self, records, probe=None):
         time.sleep(2)
-        return deliver_many(self, records)
+        return deliver_many(self, records, probe)
 
     engine.Engine.deliver_many = late
 """
