@@ -34,6 +34,9 @@ FLAP_S = 5
 FLAPS = 12
 
 
+AS_BY_DEFAULT = {"RESET_TIMEOUT_S": 5, "RESET_TIMEOUT_MAX_S": 60, "RAMP_S": 10}
+
+
 class Fleet(NamedTuple):
     system: Stack
     kafka: RealKafka
@@ -45,7 +48,7 @@ def fleet(directory: Path) -> Iterator[Fleet]:
     with (
         RealKafka(directory / "kafka") as kafka,
         RealRedis(directory / "redis") as redis,
-        stack(redis.url, kafka, RETRY_JITTER="true") as system,
+        stack(redis.url, kafka, RETRY_JITTER="true", **AS_BY_DEFAULT) as system,
     ):
         kafka.create_topic(TOPIC)
         kafka.create_topic(f"{TOPIC}-dlq")
