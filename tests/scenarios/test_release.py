@@ -59,18 +59,22 @@ def test_celerys_transport_delivers_what_leased_workers_had_put_aside_or_held(sy
     sent = send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(20)])
     wait_until(lambda: count(system, "held") == 10, 20, "ten in flight")
     killed.kill()
+    aside = [send.delay(TOPIC, str(n)).id for n in range(5)]  # as a claim does it while their topic's circuit is open
+    system.redis.sadd(WAITING, f"{TOPIC}:{QUEUE}")
+    for item in [system.redis.lpop(QUEUE) for _ in aside][::-1]:
+        system.redis.lpush(f"{WAITING}:{TOPIC}:{QUEUE}", item)
 
     done = system.command("release", "--json")
 
     (line,) = done.stdout.splitlines()
-    assert json.loads(line) == {"delayed": 5, "still_held": 0, "still_running": 0}
-    assert queued(system) == sent + delayed
+    assert json.loads(line) == {"delayed": 5, "put_aside": 5, "still_held": 0, "still_running": 0}
+    assert queued(system) == aside + sent + delayed
     assert (queued(system, LAST_LIST), queued(system, DEAD_LETTERS)) == ([last], [letter])
     assert leftovers(system.redis).keys() == {QUEUE, LAST_LIST, DEAD_LETTERS}
 
     mock.up()
     system.worker(*ALONE, TRANSPORT="celery", POOL="threads")
-    system.wait_for(TOPIC, {*sent, *delayed, last})
+    system.wait_for(TOPIC, {*aside, *sent, *delayed, last})
     system.wait_for(f"{TOPIC}-dlq", {letter.removesuffix("-dlq")})
     system.wait_empty()
     assert set(Counter(system.ids(TOPIC, f"{TOPIC}-dlq")).values()) == {1}
@@ -101,10 +105,11 @@ def test_what_a_living_worker_holds_is_its_own(system: Stack, mock: MockKafka, a
 
     assert done.returncode == 1
     if arguments:
-        assert json.loads(done.stdout) == {"delayed": 0, "still_held": 1, "still_running": 1}
+        assert json.loads(done.stdout) == {"delayed": 0, "put_aside": 0, "still_held": 1, "still_running": 1}
     else:
         assert done.stdout.splitlines() == [
-            "0 delayed messages are back in their queues; 1 workers still run, 1 hold messages"
+            "0 delayed messages are back in their queues, and 0 whose topic's circuit was open; 1 workers still run, 1 "
+            "hold messages"
         ]
     assert count(system, "held") == 5
     assert worker.process.poll() is None
@@ -122,5 +127,6 @@ def test_beside_a_worker_that_runs_nothing_is_released(system: Stack) -> None:
 
     done = system.command("release", "--json", check=False)
 
-    assert (done.returncode, json.loads(done.stdout)) == (1, {"delayed": 0, "still_held": 0, "still_running": 1})
+    found = {"delayed": 0, "put_aside": 0, "still_held": 0, "still_running": 1}
+    assert (done.returncode, json.loads(done.stdout)) == (1, found)
     assert count(system, "delayed") == 1
