@@ -19,6 +19,7 @@ from stack import Stack, leftovers, stack
 
 TOPIC = "released"
 QUEUE, DEAD_LETTERS = "kafka-delivery", "kafka-delivery-dlq"
+WAITING = "kafka-delivery:waiting:1"
 LAST_LIST = f"{QUEUE}\x06\x169"
 """The list of the lowest priority."""
 
@@ -107,10 +108,9 @@ def test_what_a_living_worker_holds_is_its_own(system: Stack, mock: MockKafka, a
     if arguments:
         assert json.loads(done.stdout) == {"delayed": 0, "put_aside": 0, "still_held": 1, "still_running": 1}
     else:
-        assert done.stdout.splitlines() == [
-            "0 delayed messages are back in their queues, and 0 whose topic's circuit was open; 1 workers still run, 1 "
-            "hold messages"
-        ]
+        (line,) = done.stdout.splitlines()
+        assert line.startswith("0 delayed messages are back in their queues, and 0 whose topic's circuit was open")
+        assert line.endswith("1 workers still run, 1 hold messages")
     assert count(system, "held") == 5
     assert worker.process.poll() is None
     mock.up()
