@@ -15,11 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
-
-try:
-    from orjson import loads  # as a worker of ours does
-except ImportError:
-    from json import loads
+from orjson import loads  # as a worker of ours does
 
 app = Celery("peers", broker=os.environ.get("KAFKA_DELIVERY_REDIS_URL"))
 app.conf.broker_connection_retry_on_startup = True

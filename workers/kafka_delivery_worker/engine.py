@@ -5,10 +5,10 @@ One engine per process, made after the fork. The tasks in `kafka_delivery` call 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
-from time import monotonic
 from typing import Any
 
 from confluent_kafka import KafkaError
@@ -148,22 +148,20 @@ class Engine:
         if not batch:
             return []
         reports: list[Report] = [Report(KafkaError(KafkaError._MSG_TIMED_OUT))] * len(batch)
-        waiting = threading.Semaphore(0)
+        arrived, all_there = itertools.count(1), threading.Event()
 
         def on_report(place: int, topic: str, admission: Admission) -> Any:
             def put(report: Report) -> None:
                 reports[place] = report
                 self.tell_breaker(admission, topic, report)
-                waiting.release()
+                if next(arrived) == len(batch):  # one wake-up for all: each takes the interpreter's lock
+                    all_there.set()
 
             return put
 
         for place, (outgoing, admission) in enumerate(batch):
             producer.produce(outgoing, on_report(place, outgoing.topic, admission))
-        deadline = monotonic() + self._settings.report_timeout_s
-        for _ in batch:
-            if not waiting.acquire(timeout=max(0.0, deadline - monotonic())):
-                break
+        all_there.wait(self._settings.report_timeout_s)
         return list(reports)
 
     def tell_breaker(self, admission: Admission, topic: str, report: Report) -> None:

@@ -27,13 +27,9 @@ from kafka_delivery.record import MAX_TIMESTAMP_MS, Record, is_message_id, unpac
 from . import engine
 from .breaker import Admission
 from .classify import Retry, Scope, verdict
+from .decoding import loads
 from .producer import Outgoing, Report
 from .request import Request
-
-try:
-    from orjson import loads
-except ImportError:
-    from json import loads
 
 log = logging.getLogger("kafka_delivery.lane")
 
@@ -293,7 +289,8 @@ class _AnnouncedEvents:
 
 
 def _watched() -> bool:
-    return any(signal.receivers for signal in WATCHED)
+    received, before, after, success = WATCHED
+    return bool(received.receivers or before.receivers or after.receivers or success.receivers)
 
 
 def _fits(number: Any, least: int, most: int) -> bool:

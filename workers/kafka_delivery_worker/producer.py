@@ -15,7 +15,6 @@ import logging
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
@@ -65,8 +64,7 @@ class Outgoing(NamedTuple):
         return f"Outgoing(topic={self.topic!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What became of a record.
 
     Attributes:

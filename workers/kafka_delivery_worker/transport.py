@@ -28,6 +28,7 @@ from kafka_delivery.redis_client import RedisClient
 
 from . import breaker
 from .breaker import Breaker, Probe
+from .decoding import loads
 from .lease import REDIS_FAULTS, REQUEUE_PAUSE_S, Lease, Settling, script
 from .parking import Parked, ParkingStore
 
@@ -56,11 +57,6 @@ PAUSES = {SHUT: SHUT_S, SUSPECT: SHUT_S, RAMP: RAMP_S}
 
 PUBLISHERS_TAG = "publishers-tag"
 """Where a claimed message keeps the delivery tag that its publisher gave it."""
-
-try:
-    from orjson import loads
-except ImportError:
-    from json import loads
 
 
 @functools.cache
