@@ -28,7 +28,7 @@ lint: $(VENV)/dev ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-acceptance: $(VENV)/dev ## Real Kafka and Redis: 10,000 varied sends, and an outage of a minute; five minutes
+acceptance: $(VENV)/dev ## Real Kafka and Redis, outages of one and three minutes, and one that comes and goes; ten minutes
 	$(BIN)/python -m pytest -m acceptance -s $(ARGS)
 
 docs: $(VENV)/demo ## Write the pages that are made from the code and from benchmarks/results.json

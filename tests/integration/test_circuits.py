@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -678,10 +679,20 @@ class TestViews:
         assert all(key.startswith(BASE) for key in keys)
         assert len(keys) >= 5
 
-    def test_no_script_uses_a_clock_or_dice_of_its_own(self) -> None:
+    def test_nothing_goes_by_the_clock_of_a_worker(self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Clocks of hosts differ: only Redis's tells when; workers only measure how long."""
         for operation in ("report", "admit", "settle", "force"):
             assert "os.time" not in source(operation)
             assert "math.random" not in source(operation)
+        for hours in (-1, 1):
+            with monkeypatch.context() as wrong:
+                wrong.setattr(time, "time", lambda h=hours: 1_000_000 + 3600 * h)
+                wrong.setattr(time, "time_ns", lambda h=hours: (1_000_000 + 3600 * h) * 10**9)
+                client.flushall()
+                worker = opened(client)
+                assert worker.probes() == "denied"
+                passes(client, 6_000)
+                assert worker.probes() == "probe"
 
 
 Step = tuple[int, int, int, bool, bool]

@@ -73,6 +73,7 @@ POOLS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "in-flight": ((), {}),
     "threads": (("-P", "threads"), {}),
     "prefork": (("-P", "prefork", "-c", "2"), {}),
+    "prefork with children that end": (("-P", "prefork", "-c", "2", "--max-tasks-per-child", "20"), {}),
     "Celery's transport": ((), {"TRANSPORT": "celery", "POOL": "threads"}),
 }
 
