@@ -115,7 +115,7 @@ def test_while_it_is_open_records_wait_in_order_and_no_worker_spins(system: Stac
     assert system.redis.llen("kafka-delivery") >= 300 - circuit().trips, "but for the probes they wait in Redis"
     before = cpu_seconds(worker.pid)
     time.sleep(3)
-    assert (cpu_seconds(worker.pid) - before) / 3 < 0.05  # 2 % is what it takes; the rest is for a busy machine's sake
+    assert (cpu_seconds(worker.pid) - before) / 3 < 0.03  # it takes less than 1 %; a tick of the clock is 0.3 % here
     mock.up()
     arrived = [message_id(record) for record in system.wait_for(TOPIC, set(sent), 60)]
     assert [one for one in arrived if one in set(sent)] == sent

@@ -30,6 +30,9 @@ log = logging.getLogger("kafka_delivery.pool")
 POLL_S = 0.003
 """How often reports are collected while records are in flight: half of what a send takes on an idle system."""
 
+OUTAGE_POLL_S = 0.1
+"""The same while the circuit is open: what is in flight waits for the cluster, not for us."""
+
 QUIET_POLL_S = 1.0
 """How often librdkafka may call back while nothing is in flight; it has only errors to tell."""
 
@@ -49,6 +52,7 @@ class TaskPool(ThreadPool):
         self.lanes: dict[str, Any] = {}
         self.stopping = False
         self._producer = engine.current().producer
+        self._breaker = engine.current().breaker
         self._hub: Any = None
         self._polling = False
         self._next_poll: Any = None
@@ -120,7 +124,8 @@ class TaskPool(ThreadPool):
         if self._producer.in_flight:
             self._polling = True
             if self._next_poll is None:
-                self._next_poll = self._hub.call_later(POLL_S, self._poll_on)
+                pause = OUTAGE_POLL_S if self._breaker.shut else POLL_S
+                self._next_poll = self._hub.call_later(pause, self._poll_on)
 
     def _poll_on(self) -> None:
         self._next_poll = None
