@@ -18,9 +18,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
-from typing import NamedTuple
 
 from confluent_kafka import KafkaError
 
@@ -31,10 +29,13 @@ from kafka_delivery.redis_client import RedisClient
 
 from ..classify import Retry, Scope, verdict
 from ..lease import REDIS_FAULTS
+from .outcomes import LOCAL, Admission, Probe, Tally, count_failure, count_ok, of_probe
 from .rules import LocalCircuit, Rules
 from .store import CircuitStore, Counted, View
 
 log = logging.getLogger("kafka_delivery.breaker")
+
+__all__ = ["Admission", "Breaker", "Probe", "current"]
 
 REDIS_TIMEOUT_S = 0.1
 """Of the breaker's own client: a slow Redis must not slow the records down that it is asked about."""
@@ -57,56 +58,8 @@ MAX_TOPICS = 100
 OK_S = 2.0
 """As long as something has arrived within this time, a timeout may be its topic's own."""
 
-LOCAL = "local"
-"""The scope of the process's own circuit; it is no scope in Redis."""
-
 WORKER = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"  # in containers, names and pids are often equal
 """Of this process and the children that it forks: they share a host, and fail together."""
-
-
-class Probe(NamedTuple):
-    """A record that is sent to see whether a circuit may close."""
-
-    scope: str
-    token: str
-
-    @property
-    def mark(self) -> str:
-        """As a message header."""
-        return f"{self.scope}|{self.token}"
-
-    @property
-    def of_cluster(self) -> bool:
-        """Whether any record will do."""
-        return self.scope in (CLUSTER_SCOPE, LOCAL)
-
-    @classmethod
-    def of(cls, mark: str) -> Probe:
-        """That of a message header."""
-        return cls(*mark.split("|", 1))
-
-
-Admission = int | Probe
-"""What a record was sent under: the generation of the circuits, or as a probe."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """Outcomes of records that were sent under the present state of a circuit."""
-
-    since: int = 0
-    ok: int = 0
-    fail: int = 0
-    row: int = 0
-    late: int = 0
-    quiet: int = 0
-    """Reports in a row without a failure."""
-
-    def take(self) -> tuple[int, int, int, int]:
-        taken = self.ok, self.fail, self.row, self.late
-        self.quiet = 0 if self.fail else self.quiet + 1
-        self.ok = self.fail = self.row = self.late = 0
-        return taken
 
 
 class Breaker:
@@ -229,9 +182,9 @@ class Breaker:
                     self._conclude(admission, "ok", "")
                     return
                 admission = 0  # it was given up: evidence, as anything else that arrives late
-            _count_ok(self._cluster, admission)
+            count_ok(self._cluster, admission)
             if self._topics and (tally := self._topics.get(topic)):
-                _count_ok(tally, admission)
+                count_ok(tally, admission)
 
     def failed(self, admission: Admission, topic: str, code: int) -> None:
         """A record is not in the log, with that code of Kafka's. What counts for whom is in the table of codes."""
@@ -245,18 +198,18 @@ class Breaker:
             if isinstance(admission, Probe):
                 self._ended(admission)
                 if admission in self._probes:
-                    outcome = _of_probe(admission, found.scope, answered, of_topic, code > 0)
+                    outcome = of_probe(admission, found.scope, answered, of_topic, code > 0)
                     self._conclude(admission, outcome, f"a probe failed: {found.name}")
                 return
             if cluster:
-                _count_failure(self._cluster, admission)
+                count_failure(self._cluster, admission)
             elif answered and code > 0:  # a broker said so: the cluster is there
-                _count_ok(self._cluster, admission)
+                count_ok(self._cluster, admission)
             tally = self._topics.get(topic)
             if of_topic and tally is None and self._may_be_its_own(answered):
                 tally = self._topics[topic] = Tally()
             if of_topic and tally is not None:
-                _count_failure(tally, admission)
+                count_failure(tally, admission)
         now = self._clock()
         if (cluster or of_topic) and now - self._failed_at >= QUIET_S:
             self._wake.set()
@@ -565,30 +518,6 @@ class Breaker:
 
     def _now_ms(self) -> float:
         return self._clock() * 1000
-
-
-def _count_ok(tally: Tally, sent: int) -> None:
-    if sent >= tally.since:
-        tally.ok += 1
-        tally.row = 0
-    else:
-        tally.late = 1
-
-
-def _count_failure(tally: Tally, sent: int) -> None:
-    if sent >= tally.since:
-        tally.fail += 1
-        tally.row = 1
-
-
-def _of_probe(probe: Probe, scope: Scope, answered: bool, of_topic: bool, by_broker: bool) -> str:
-    """What a probe's failure says about the scope that it was for."""
-    if probe.of_cluster:
-        return "fail" if scope is Scope.CLUSTER else "ok" if answered and by_broker else "ignore"
-    if of_topic:
-        return "fail"
-    # A verdict of another kind, on this record or for good: there is nothing to wait for any more.
-    return "ok" if scope is Scope.TOPIC or (scope is Scope.RECORD and by_broker) else "ignore"
 
 
 _breaker: Breaker | None = None
