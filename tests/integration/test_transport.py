@@ -873,7 +873,8 @@ class TestPool:
     def producer(self, lease: Lease, monkeypatch: pytest.MonkeyPatch) -> Producer:
         monkeypatch.setattr(pool, "process_lease", lambda: lease)
         made = Producer()
-        monkeypatch.setattr(pool.engine, "current", lambda: SimpleNamespace(producer=made))
+        worker = SimpleNamespace(producer=made, breaker=SimpleNamespace(shut=False))
+        monkeypatch.setattr(pool.engine, "current", lambda: worker)
         return made
 
     @pytest.fixture
