@@ -314,6 +314,18 @@ def test_a_probe_that_a_parent_claimed_is_settled_by_the_child_that_sends_it(red
 class TestProbesThatAreNone:
     """What was claimed as a probe and is not sent says nothing."""
 
+    @pytest.mark.parametrize("mark", ["", "nonsense", "a|b|c", 7, ["x"]])
+    def test_a_strangers_header_harms_nobody(self, one: Process, mark: Any) -> None:
+        """Celery's transport and RabbitMQ bring what somebody wrote; only a claim takes it away."""
+        admission = one.breaker.admission("orders", mark)
+        assert admission is not None
+        one.breaker.begun(mark)
+        one.breaker.delivered(admission, "orders")
+        one.breaker.not_sent(mark)
+        one.breaker.tick()
+        assert one.state() == "closed"
+        assert not one.breaker.shut
+
     def test_it_frees_the_place_at_once(self, one: Process) -> None:
         one.fails(DOWN, RULES.threshold)
         one.passes(6)

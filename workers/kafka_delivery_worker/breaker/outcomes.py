@@ -31,8 +31,9 @@ class Probe(NamedTuple):
 
     @classmethod
     def of(cls, mark: str) -> Probe:
-        """That of a message header."""
-        return cls(*mark.split("|", 1))
+        """That of a message header; of one that a stranger wrote, a probe that nobody granted."""
+        scope, _, token = str(mark).partition("|")
+        return cls(scope, token)
 
 
 Admission = int | Probe
