@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow unit lint acceptance bench bench-long bench-results chaos chaos-stock docs clean
+.PHONY: help demo test test-slow unit lint acceptance bench bench-long bench-results chaos chaos-stock docs captures clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -18,7 +18,7 @@ test: $(VENV)/dev ## The tests that take seconds; what needs java or redis-serve
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(VENV)/dev ## The long ones: short forms of chaos and benchmarks, signals, shutdowns
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not acceptance" $(ARGS)
 
 unit: $(VENV)/dev ## The tests that need no server
 	$(BIN)/python -m pytest tests/unit $(ARGS)
@@ -33,6 +33,9 @@ acceptance: $(VENV)/dev ## Real Kafka and Redis, outages of one and three minute
 
 docs: $(VENV)/demo ## Write the pages that are made from the code and from benchmarks/results.json
 	$(BIN)/python docs/generate.py
+
+captures: $(VENV)/dev ## Write the terminal output of docs/dead-letters.md anew, from real servers; half a minute
+	$(BIN)/python docs/capture_dead_letters.py
 
 clean: ## Remove what was set up and cached
 	rm -rf $(VENV) .cache dist

@@ -46,6 +46,7 @@ CAVEATS = (
     "Kafka, Redis, workers and what measures them share the cores: more cores would help all, not equally.",
     "One broker on the loopback interface confirms alone; acks from replicas and a network cost what they cost.",
     "Celery's empty task is acknowledged before it runs and delivers nothing; a send is confirmed before.",
+    "Records of ours have a header with their id and a timestamp; confluent-kafka alone is given the same ones.",
     "Kafka gets a request for each partition: many topics cost it, and anybody who sends to them, a lot.",
     "With task events nobody listens to them; a Flower on the same machine would take its share.",
     "Rates are of the steady part of working off a filled queue by started workers; the AOF is rewritten in between.",
@@ -182,7 +183,7 @@ def _setup(load: float) -> dict[str, Any]:
         "Kafka": KAFKA_VERSION,
         "Redis": redis.stdout.partition("v=")[2].partition(" ")[0],
         **{name: version(name) for name in ("celery", "kombu", "redis", "confluent-kafka")},
-        "orjson": _version_or_none("orjson"),
+        **{name: _version_or_none(name) for name in ("orjson", "pybase64", "hiredis")},
     }
 
 

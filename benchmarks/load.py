@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import redis
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic, OffsetSpec  # type: ignore[attr-defined]  # re-exported, not marked as such
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -183,6 +183,15 @@ class Servers:
 
         wait_until(led, 30, f"no leaders for {len(names)} topics")
 
+    def open(self, topics: list[str]) -> int:
+        """Write a record into each partition, the first of which takes Kafka longest; return how many."""
+        producer = Producer({"bootstrap.servers": self.kafka.bootstrap_servers})
+        for name in topics:
+            for part in range(PARTITIONS):
+                producer.produce(name, b"", partition=part, headers={"message-id": f"first-{name}-{part}"})
+        producer.flush(60)
+        return len(topics) * PARTITIONS
+
     def in_kafka(self, topics: list[str]) -> int:
         """Records in topics that nothing but idempotent producers wrote to: there, each has an offset."""
         end: Any = OffsetSpec
@@ -226,7 +235,8 @@ def start_servers(warm_records: int) -> Iterator[Servers]:
         both = Servers(kafka, server)
         os.environ.update(both.env())  # this process is the application that fills queues
         (topic,) = both.topics()
-        with Process(both, [sys.executable, "peers.py", "raw", topic, str(warm_records), "200"]) as producing:
+        with Process(both, [sys.executable, "peers.py", "raw", topic, str(warm_records), "200", "0"]) as producing:
+            producing.begin()
             producing.wait_end(120)
         try:
             yield both
@@ -243,9 +253,17 @@ class Process:
         self._log = tempfile.NamedTemporaryFile(prefix="kafka-delivery-bench-", suffix=".log")  # noqa: SIM115
 
     def __enter__(self) -> Self:
+        read, self._input = os.pipe()
         self._process = subprocess.Popen(  # noqa: S603  # our own programs
-            self._command, cwd=HERE, env=self._env, stdout=self._log, stderr=self._log, start_new_session=True
+            self._command,
+            cwd=HERE,
+            env=self._env,
+            stdin=read,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
         )
+        os.close(read)
         self._guard = OrphanGuard(self.pid)
         try:
             wait_until(lambda: self._ended() or " ready." in self.log, 60, f"{self._command[-1]} is not ready")
@@ -260,6 +278,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        os.close(self._input)
         self._log.close()
 
     @property
@@ -274,6 +293,10 @@ class Process:
         if self._process.poll() not in (None, 0):
             raise RuntimeError(f"a process ended: {self.log[-2000:]}")
         return self._process.returncode == 0
+
+    def begin(self) -> None:
+        """Send a line of input, for which a peer may wait."""
+        os.write(self._input, b"\n")
 
     def check(self) -> None:
         """Raises RuntimeError when the process has failed."""
@@ -319,9 +342,9 @@ def bare_loop(servers: Servers) -> Process:
     return Process(servers, [sys.executable, "peers.py", "bare"])
 
 
-def raw_producer(servers: Servers, topic: str, count: int, size: int) -> Process:
-    """librdkafka alone; it begins at once."""
-    return Process(servers, [sys.executable, "peers.py", "raw", topic, str(count), str(size)])
+def raw_producer(servers: Servers, topic: str, count: int, size: int, *, with_ids: bool) -> Process:
+    """librdkafka alone; it begins at once. With ids, its records are those that a worker would send."""
+    return Process(servers, [sys.executable, "peers.py", "raw", topic, str(count), str(size), str(int(with_ids))])
 
 
 def call(servers: Servers, *arguments: str) -> Any:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from base64 import b64decode
+import time
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
 from orjson import loads  # as a worker of ours does
+from pybase64 import b64decode
 
 app = Celery("peers", broker=os.environ.get("KAFKA_DELIVERY_REDIS_URL"))
 app.conf.broker_connection_retry_on_startup = True
@@ -47,6 +48,10 @@ def _say_so(**_: Any) -> None:
     sys.stderr.write("peer ready.\n")
 
 
+CLAIM = 500
+"""Messages that the bare loop claims at a time. It waits for the answer, so it asks for more than a worker of ours."""
+
+
 def bare() -> None:
     """Deliver what is in our queue as fast as one process can, without Celery and without any of its duties.
 
@@ -61,7 +66,6 @@ def bare() -> None:
     from kafka_delivery.record import unpack
     from kafka_delivery_worker.lease import Lease, Settling, script
     from kafka_delivery_worker.producer import librdkafka_properties
-    from kafka_delivery_worker.transport import CLAIM
 
     s = settings.current()
     client: Any = redis.Redis.from_url(s.redis_url)
@@ -80,12 +84,12 @@ def bare() -> None:
 
     sys.stderr.write("peer ready.\n")
     while True:
-        arguments = lease.claim_arguments(CLAIM, [QUEUE], Settling(acks, [], []))
+        arguments = lease.claim_arguments(CLAIM, [QUEUE], Settling(acks, [], [], []))
         acks = []
         _, items, tags, *_ = client.execute_command("EVALSHA", claim, *arguments)
         for item, tag in zip(items, tags, strict=True):
             payload = loads(item)
-            (wire,), _, _ = loads(b64decode(payload["body"]))
+            (wire,), _, _ = loads(b64decode(payload["body"], validate=True))
             _, _, topic, value, key, headers, partition, timestamp_ms, message_id = wire
             pairs = [("message-id", message_id), *((name, unpack(packed)) for name, packed in headers)]
             producer.produce(
@@ -103,10 +107,13 @@ def bare() -> None:
             producer.poll(0.005)
 
 
-def raw(topic: str, count: int, size: int) -> None:
+def raw(topic: str, count: int, size: int, with_ids: int) -> None:
     """Produce `count` records, each with a callback that counts its report, and wait for all reports.
 
-    It is ready when the first is confirmed: what piles up before the connection is there would leave in one burst.
+    With ids, each has a `message-id` header and a timestamp, and is the record that a worker would send.
+
+    It is ready when the first is confirmed: what piles up before the connection is there would leave in one burst. The
+    rest begins with a line of input: all of it may take less time than whoever measures needs to look.
     """
     from callers import noise
     from confluent_kafka import Producer
@@ -129,11 +136,15 @@ def raw(topic: str, count: int, size: int) -> None:
     producer.produce(topic, noise(0, size), on_delivery=on_delivery)
     producer.flush()
     sys.stderr.write("peer ready.\n")
+    sys.stdin.readline()
     for place in range(1, count):
         value = noise(place, size)
+        own: dict[str, Any] = {}
+        if with_ids:
+            own = {"timestamp": time.time_ns() // 1_000_000, "headers": [("message-id", f"{place:036}")]}
         while True:
             try:
-                producer.produce(topic, value, on_delivery=on_delivery)
+                producer.produce(topic, value, on_delivery=on_delivery, **own)
                 break
             except BufferError:
                 producer.poll(0.01)

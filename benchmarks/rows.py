@@ -35,8 +35,10 @@ from load import (
 
 from kafka_delivery import settings
 from kafka_delivery.names import DEAD_LETTER_QUEUE, QUEUE
+from kafka_delivery.record import uuid7
 from kafka_delivery_worker import breaker as circuit_breaker
 from kafka_delivery_worker.embedded import free_port
+from kafka_delivery_worker.metrics.meters import EndToEnd
 from servers import wait_until
 
 VALUE_SIZE = 200
@@ -57,7 +59,7 @@ class Sizes:
     rounds: int = 2
     singles: int = 60_000
     stock: int = 3_000
-    batches: int = 300
+    batches: int = 800
     raw: int = 400_000
     window_s: float = 3.0
     calls_s: float = 2.0
@@ -70,7 +72,7 @@ class Sizes:
     @classmethod
     def short(cls) -> Sizes:
         return cls(
-            rounds=1, singles=30_000, stock=2_500, batches=150, raw=200_000, calls_s=1.0, idle_s=5.0, waiting=200_000,
+            rounds=1, singles=30_000, stock=2_500, batches=400, raw=200_000, calls_s=1.0, idle_s=5.0, waiting=200_000,
             warm=300_000,
         )  # fmt: skip
 
@@ -194,6 +196,7 @@ class Bench:
         count = count or self.sizes.singles
         self.servers.empty()
         names = self.servers.topics(topics)
+        before = self.servers.open(names)
         template, empty = single(self.servers, size), self.servers.memory()
         fill(self.servers, template, count, names)
         each = (self.servers.memory() - empty) / count
@@ -207,7 +210,7 @@ class Bench:
         finally:
             for process in started:
                 process.__exit__()
-        self.servers.expect(names, count, distinct=distinct)
+        self.servers.expect(names, before + count, distinct=distinct)
         return replace(window, redis_bytes=each)
 
     def bare(self) -> Window:
@@ -253,13 +256,19 @@ class Bench:
         self.servers.expect(names, self.sizes.batches * BATCH)
         return window
 
-    def raw(self) -> Window:
+    def raw(self, *, with_ids: bool) -> Window:
         """librdkafka alone with a callback for each record; what counts is how many records are in Kafka."""
         self.servers.empty()
         names = self.servers.topics()
-        with raw_producer(self.servers, names[0], self.sizes.raw, VALUE_SIZE) as producer:
+        with raw_producer(self.servers, names[0], self.sizes.raw, VALUE_SIZE, with_ids=with_ids) as producer:
+            # One is there already: with it the producer has become ready.
             window = observe(
-                self.servers, [producer], lambda: self.servers.in_kafka(names), self.sizes.raw, self.sizes.window_s
+                self.servers,
+                [producer],
+                lambda: self.servers.in_kafka(names) - 1,
+                self.sizes.raw - 1,
+                self.sizes.window_s,
+                producer.begin,
             )
             producer.wait_end(60)
         self.servers.expect(names, self.sizes.raw)
@@ -349,19 +358,20 @@ def events(bench: Bench) -> list[Row]:
 
 def batches(bench: Bench) -> list[Row]:
     """Records a second by `send_many`, 500 a task, one worker."""
-    ours, raw = alternating(bench.sizes.rounds, bench.batches, bench.raw)
-    peer = "confluent-kafka, a callback per record"
+    ours, same, least = alternating(
+        bench.sizes.rounds, bench.batches, lambda: bench.raw(with_ids=True), lambda: bench.raw(with_ids=False)
+    )
     return [
         Row(
             "send-many",
             "records by send_many, 500 each",
             "/s",
             ours.per_second,
-            peer,
-            raw.per_second,
+            "confluent-kafka, the same records, callbacks",
+            same.per_second,
             0.4,
             aim=0.6,
-            more=costs(ours, raw),
+            more=costs(ours, same) | {"peer_without_header_per_second": least.per_second},
         )
     ]
 
@@ -430,6 +440,7 @@ def idle(bench: Bench) -> list[Row]:
         before = servers.stats(), worker.cpu()
         time.sleep(seconds)
         after = servers.stats(), worker.cpu()
+        wait_until(lambda: servers.delayed() == 2 * FAR, 20, "what was due to be claimed")
         for queue in (QUEUE, DEAD_LETTER_QUEUE):
             finish(servers, queue)
     delivered = servers.in_kafka(both) - there
@@ -466,6 +477,15 @@ def breaker(bench: Bench) -> list[Row]:
     return [row]
 
 
+def metrics(bench: Bench) -> list[Row]:
+    """What metrics cost a record that is delivered, where they are on: Python alone. The rest is done when asked."""
+    spread = EndToEnd()
+    message_id = uuid7()
+    times = 100_000
+    spent = min(timeit.repeat(lambda: spread.arrived(message_id), number=times, repeat=5)) / times
+    return [Row("metrics", "metrics: Python for each record", "us", spent * 1e6, wanted=1, at_most=True)]
+
+
 def memory(bench: Bench) -> list[Row]:
     """How much a worker grows from its start, while very many records wait and Kafka is down."""
     bench.servers.empty()
@@ -486,10 +506,17 @@ def memory(bench: Bench) -> list[Row]:
 
 
 def more_workers(bench: Bench) -> list[Row]:
-    """Two workers against one."""
-    many = 2 * bench.sizes.singles
-    one, two = alternating(1, bench.ours, lambda: bench.ours(workers=2, count=many))
-    return [_grown("workers-2", "single sends, 2 workers", two, "1 worker", one)]
+    """Two and four workers against one."""
+    counts = (2, 4)
+    one, *many = alternating(
+        1,
+        bench.ours,
+        *(lambda count=count: bench.ours(workers=count, count=count * bench.sizes.singles) for count in counts),
+    )
+    return [
+        _grown(f"workers-{count}", f"single sends, {count} workers", window, "1 worker", one)
+        for count, window in zip(counts, many, strict=True)
+    ]
 
 
 def larger_values(bench: Bench) -> list[Row]:
@@ -528,5 +555,5 @@ def _grown(name: str, what: str, window: Window, least: str, small: Window) -> R
 
 Rows = Callable[[Bench], list[Row]]
 
-SHORT: tuple[Rows, ...] = (singles, tutorial, bare, events, batches, calls, bulk, idle, breaker, memory)
+SHORT: tuple[Rows, ...] = (singles, tutorial, bare, events, batches, calls, bulk, idle, breaker, metrics, memory)
 FULL: tuple[Rows, ...] = (*SHORT, more_workers, larger_values, more_topics)

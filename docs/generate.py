@@ -16,6 +16,7 @@ from typing import Any
 
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker.cli.settings import described
+from kafka_delivery_worker.metrics.catalogue import FLEET, WORKER, Metric
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results.json"
@@ -41,6 +42,9 @@ def settings_page() -> str:
         "Environment variables, read once when a process first needs them. `kafka-delivery settings` shows the same",
         "with the values of this machine. An unknown or contradictory setting stops the process with a sentence that",
         "says what to change.",
+        "",
+        "[Django](django.md) may have them in `settings.KAFKA_DELIVERY`, [Flask](flask.md) in `app.config`; a variable",
+        "comes first.",
         "",
         "| variable | default | unit | why |",
         "|---|---|---|---|",
@@ -75,17 +79,39 @@ def errors_page() -> str:
     return "\n".join(rows) + "\n"
 
 
+# -- monitoring: prose by hand, and between markers all metrics
+def monitoring_page() -> str:
+    return _filled(
+        "monitoring.md", {"metrics": [*_metrics("Of a worker process", WORKER), "", *_metrics("Of the fleet", FLEET)]}
+    )
+
+
+def _metrics(title: str, metrics: Iterable[Metric]) -> Iterable[str]:
+    yield f"### {title}"
+    yield ""
+    yield "| metric | in Java | kind | labels | what it means |"
+    yield "|---|---|---|---|---|"
+    for one in metrics:
+        java = f"`{one.java}`" if one.java else ""
+        yield _line(f"`{one.name}`", java, one.kind, ", ".join(f"`{label}`" for label in one.labels), one.help)
+
+
 # -- scaling: prose by hand, and between markers what was measured
 def scaling_page() -> str:
     found = json.loads(RESULTS.read_text())
-    page = (HERE / "scaling.md").read_text()
-    for name, block in BLOCKS.items():
-        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    return _filled("scaling.md", {name: block(found) for name, block in BLOCKS.items()})
+
+
+def _filled(name: str, blocks: dict[str, Iterable[str]]) -> str:
+    """A page, with these lines between its markers of these names."""
+    page = (HERE / name).read_text()
+    for block, lines in blocks.items():
+        begin, end = f"<!-- begin: {block} -->", f"<!-- end: {block} -->"
         between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        text = "\n".join([begin, "", *block(found), "", end])
+        text = "\n".join([begin, "", *lines, "", end])
         page, replaced = between.subn(lambda _, text=text: text, page)
         if replaced != 1:
-            raise ValueError(f"scaling.md has {replaced} places for {name}")
+            raise ValueError(f"{name} has {replaced} places for {block}")
     return page
 
 
@@ -135,7 +161,8 @@ def growth(found: dict[str, Any]) -> Iterable[str]:
     yield ""
     yield from textwrap.wrap(
         "Each number is the median of the passes, ratios too. Redis memory is what a send takes there while it waits: "
-        "its value, and the envelope that makes it a task.",
+        "its value, and the envelope that makes it a task. More workers carry more as long as there are cores for "
+        f"them: here {found['setup']['cores']}, for Kafka, Redis, the workers and what measures them.",
         WIDTH,
     )
 
@@ -239,7 +266,12 @@ def _with_unit(value: float, unit: str) -> str:
 
 BLOCKS = {"measured": measured, "setup": setup, "growth": growth, "arithmetic": arithmetic}
 
-PAGES = {"settings.md": settings_page, "errors.md": errors_page, "scaling.md": scaling_page}
+PAGES = {
+    "settings.md": settings_page,
+    "errors.md": errors_page,
+    "scaling.md": scaling_page,
+    "monitoring.md": monitoring_page,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

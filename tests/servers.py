@@ -1,5 +1,5 @@
-"""Real servers for tests and for trying by hand: Apache Kafka, Redis, Valkey, RabbitMQ; and what only tests may do to
-them.
+"""Real servers for tests and for trying by hand: Apache Kafka, Redis, Valkey, RabbitMQ, Prometheus, Grafana; and what
+only tests may do to them.
 
 Plain classes, no pytest fixtures. Every server listens on the loopback interface, keeps its ports and its data over
 `kill()` and `start()`, and dies with the process that started it.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import ctypes
 import functools
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -66,6 +69,11 @@ def have_real_kafka() -> bool:
 def have_real_redis() -> bool:
     """Whether `RealRedis` can start: redis-server is on the PATH."""
     return shutil.which("redis-server") is not None
+
+
+def have_prometheus() -> bool:
+    """Whether `RealPrometheus` can start: prometheus is on the PATH."""
+    return shutil.which("prometheus") is not None
 
 
 def have_real_rabbit() -> bool:
@@ -204,7 +212,10 @@ class RealKafka(_Server):
 
     def __init__(self, directory: Path, *, overrides: Mapping[str, str] = {}, authorizer: bool = False) -> None:
         super().__init__(directory)
-        self.port, self._controller_port = free_port(), free_port()
+        self.port, self.controller_port = free_port(), free_port()
+        # Begins with a letter: Kafka's tool takes what begins with "-" for an option.
+        self.cluster_id = "K" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
+        self.node_id = 1
         self._overrides = dict(overrides)
         if authorizer:
             self._overrides |= {
@@ -222,16 +233,17 @@ class RealKafka(_Server):
         """An admin client, made on first use; it survives restarts of the server."""
         return AdminClient({"bootstrap.servers": self.bootstrap_servers, **_QUIET})
 
-    def create_topic(self, name: str, partitions: int = 4, **config: object) -> None:
+    def create_topic(self, name: str, partitions: int = 4, replicas: int = 1, **config: object) -> None:
         """Make a topic and wait until its partitions can be written to.
 
         Args:
+            replicas: of each partition; more than one need `AnotherBroker`.
             config: settings of the topic with `_` for `.`, as in `max_message_bytes=1000`.
 
         Raises:
             KafkaException: the broker refused.
         """
-        create_topic(self.admin, name, partitions, **config)
+        create_topic(self.admin, name, partitions, replicas, **config)
 
     def deny_write(self, topic: str) -> None:
         """Forbid everybody to write to the topic, from the return on; reading stays allowed.
@@ -262,13 +274,11 @@ class RealKafka(_Server):
         java = ["java", "-Xmx512m", logging, "-cp", f"{kafka_jars()}/*"]
         if not data.exists():
             text = (_FILES / "server.properties").read_text()
-            places = {"PORT": self.port, "CONTROLLER_PORT": self._controller_port, "DATA": data}
+            places = {"PORT": self.port, "CONTROLLER_PORT": self.controller_port, "DATA": data}
             for place, value in places.items():
                 text = text.replace(f"@{place}@", str(value))
             properties.write_text(text + "".join(f"{name}={value}\n" for name, value in self._overrides.items()))
-            # Begins with a letter: the tool takes what begins with "-" for an option.
-            cluster = "K" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
-            tool = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
+            tool = [*java, "kafka.tools.StorageTool", "format", "-t", self.cluster_id, "-c", str(properties)]
             subprocess.run(tool, check=True, stdout=log, stderr=log)
         return [*java, "kafka.Kafka", str(properties)]
 
@@ -280,7 +290,20 @@ class RealKafka(_Server):
         # After a kill the broker answers, but is fenced until its old session ends: it is not in its own metadata
         # and leads no partition.
         leaders = {part.leader for topic in metadata.topics.values() for part in topic.partitions.values()}
-        return bool(metadata.brokers) and -1 not in leaders
+        return self.node_id in metadata.brokers and -1 not in leaders
+
+
+class AnotherBroker(RealKafka):
+    """One more broker for the cluster of a `RealKafka` that has started, which goes on as its controller."""
+
+    def __init__(self, directory: Path, first: RealKafka, node_id: int = 2) -> None:
+        super().__init__(directory)
+        self.controller_port, self.cluster_id, self.node_id = first.controller_port, first.cluster_id, node_id
+        self._overrides |= {
+            "process.roles": "broker",
+            "node.id": str(self.node_id),
+            "listeners": f"PLAINTEXT://{self.bootstrap_servers}",
+        }
 
 
 class OtherKafka:
@@ -473,6 +496,135 @@ class RealRabbit(_Server):
             return False
 
 
+class RealPrometheus(_Server):
+    """A Prometheus that scrapes ports of this host twice a second, and evaluates rules as often.
+
+    Args:
+        directory: where it keeps settings, log and data; one server's own.
+        ports: what it scrapes.
+        rules: the text of a file of rules.
+    """
+
+    name = "Prometheus"
+
+    def __init__(self, directory: Path, ports: Collection[int], rules: str) -> None:
+        super().__init__(directory)
+        self.port = free_port()
+        self._ports, self._rules = ports, rules
+
+    @property
+    def url(self) -> str:
+        """Where it is asked; the same after each start."""
+        return f"http://{_HOST}:{self.port}"
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """The value of an expression now: labels and value of each sample.
+
+        Raises:
+            urllib.error.HTTPError: it is none.
+        """
+        found = self._ask("query", query=expression)["result"]
+        return [(one["metric"], float(one["value"][1])) for one in found]
+
+    def firing(self) -> set[str]:
+        """Names of the alerts that fire now."""
+        return {one["labels"]["alertname"] for one in self._ask("alerts")["alerts"] if one["state"] == "firing"}
+
+    def _ask(self, what: str, **parameters: str) -> Any:
+        url = f"http://{_HOST}:{self.port}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def _command(self, log: IO[bytes]) -> list[str]:
+        (self.directory / "rules.yml").write_text(self._rules)
+        targets = json.dumps([f"{_HOST}:{port}" for port in self._ports])
+        (self.directory / "prometheus.yml").write_text(
+            "global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}\n"
+            "rule_files: [rules.yml]\n"
+            "scrape_configs:\n"
+            f"  - {{job_name: kafka-delivery, static_configs: [{{targets: {targets}}}]}}\n"
+        )
+        return [
+            "prometheus",
+            f"--config.file={self.directory / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self.directory / 'data'}",
+            f"--web.listen-address={_HOST}:{self.port}",
+            "--log.level=warn",
+        ]
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{_HOST}:{self.port}/-/ready", timeout=1):
+                return True
+        except OSError:
+            return False
+
+
+class RealGrafana(_Server):
+    """A Grafana with one Prometheus and with the dashboards of a folder, which everybody may look at; it calls nobody.
+
+    Args:
+        directory: where it keeps settings, log and data; one server's own.
+        home: the folder of its installation, with bin, conf and public in it.
+        prometheus: the URL of its source of data.
+        dashboards: a folder with their JSON.
+        scrape_s: how often that Prometheus scrapes, which rates on a dashboard go by.
+    """
+
+    name = "Grafana"
+
+    def __init__(self, directory: Path, home: Path, prometheus: str, dashboards: Path, scrape_s: float = 15) -> None:
+        super().__init__(directory)
+        self.port = free_port()
+        self._home = home
+        source = {"name": "Prometheus", "type": "prometheus", "access": "proxy", "url": prometheus, "isDefault": True}
+        self._provisioning: dict[str, dict[str, object]] = {
+            "datasources": {"datasources": [source | {"jsonData": {"timeInterval": f"{scrape_s}s"}}]},
+            "dashboards": {"providers": [{"name": "files", "type": "file", "options": {"path": str(dashboards)}}]},
+        }
+
+    @property
+    def url(self) -> str:
+        """Its front page; the same after each start."""
+        return f"http://{_HOST}:{self.port}"
+
+    def _command(self, log: IO[bytes]) -> list[str]:
+        for kind, content in self._provisioning.items():
+            file = self.directory / "provisioning" / kind / "all.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"apiVersion": 1, **content}))  # JSON is YAML
+        binary = self._home / "bin" / "grafana"
+        start = [str(binary), "server"] if binary.exists() else [f"{binary}-server"]  # the latter before version 9.4
+        return [*start, f"--homepath={self._home}"]
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {
+            "GF_SERVER_HTTP_ADDR": _HOST,
+            "GF_SERVER_HTTP_PORT": str(self.port),
+            "GF_PATHS_DATA": str(self.directory / "data"),
+            "GF_PATHS_LOGS": str(self.directory / "logs"),
+            "GF_PATHS_PLUGINS": str(self.directory / "plugins"),
+            "GF_PATHS_PROVISIONING": str(self.directory / "provisioning"),
+            "GF_LOG_MODE": "console",
+            "GF_LOG_LEVEL": "warn",
+            "GF_AUTH_ANONYMOUS_ENABLED": "true",
+            "GF_LIVE_MAX_CONNECTIONS": "0",
+            "GF_ANALYTICS_REPORTING_ENABLED": "false",
+            "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
+            "GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES": "false",
+            "GF_NEWS_NEWS_FEED_ENABLED": "false",
+            "GF_PLUGINS_PREINSTALL_DISABLED": "true",
+            "GF_SECURITY_DISABLE_GRAVATAR": "true",
+        }
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{_HOST}:{self.port}/api/health", timeout=1) as answer:
+                return bool(json.load(answer)["database"] == "ok")
+        except OSError:
+            return False
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((_HOST, port)) == 0
@@ -492,14 +644,23 @@ class Consumed:
     """Milliseconds since the epoch."""
 
 
+_LEADERLESS = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError._DESTROY_BROKER,
+    KafkaError._TRANSPORT,
+)
+
+
 def _watermarks(consumer: Consumer, partition: TopicPartition, deadline: float) -> tuple[int, int]:
-    """Low and high; a topic that was made a moment ago may have no leader yet."""
+    """Low and high; a topic that was made a moment ago may have no leader yet, nor one that lost it."""
     while True:
         try:
             low, high = consumer.get_watermark_offsets(partition, timeout=5)
             return low, high
         except KafkaException as error:
-            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > deadline:
+            if error.args[0].code() not in _LEADERLESS or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
@@ -564,10 +725,10 @@ def read_all(bootstrap_servers: str, topics: Collection[str], *, timeout: float 
         consumer.close()
 
 
-def create_topic(admin: AdminClient, name: str, partitions: int = 4, **config: object) -> None:
+def create_topic(admin: AdminClient, name: str, partitions: int = 4, replicas: int = 1, **config: object) -> None:
     """Make a topic on a real cluster and wait until its partitions have leaders; see `RealKafka.create_topic`."""
     settings = {key.replace("_", "."): str(value) for key, value in config.items()}
-    admin.create_topics([NewTopic(name, partitions, 1, config=settings)])[name].result(10)
+    admin.create_topics([NewTopic(name, partitions, replicas, config=settings)])[name].result(10)
 
     def led() -> bool:
         parts = admin.list_topics(name, timeout=5).topics[name].partitions

@@ -20,8 +20,8 @@ from typing import Any
 
 import redis
 
-import kafka_delivery
 from kafka_delivery import names, settings
+from kafka_delivery.celery_app import reload
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from servers import Consumed, KafkaLike, read_all, wait_until
 
@@ -196,18 +196,26 @@ def stack(redis_url: str, kafka: KafkaLike, **changes: Any) -> Iterator[Stack]:
     system = Stack(redis_url, kafka, changes)
     before = dict(os.environ)
     os.environ.update(system.env())
-    _forget_settings()
+    reload()
     try:
         yield system
     finally:
         system.close()
         os.environ.clear()
         os.environ.update(before)
-        _forget_settings()
+        reload()
 
 
 # What may be there when nothing waits: bookkeeping, and what is parked.
-KEPT = {names.PARKED, names.PARKED_INDEX, names.COUNTS, names.LEASES, names.LEASE_CLOCK, names.DEATHS}
+KEPT = {
+    names.PARKED,
+    names.PARKED_INDEX,
+    names.PARKED_ROOM,
+    names.COUNTS,
+    names.LEASES,
+    names.LEASE_CLOCK,
+    names.DEATHS,
+}
 
 CIRCUITS = names.CIRCUITS.partition("{")[0]
 
@@ -231,20 +239,9 @@ def leftovers(client: redis.Redis) -> dict[str, int]:
     """What still waits in Redis, with either transport: key -> messages in lists, sorted sets and hashes."""
     found: Any = client.eval(_SIZES, 0, "kafka-delivery*", "unacked*")
     counts = {key.decode(): count for key, count in zip(found[::2], found[1::2], strict=True)}
-    return {key: count for key, count in counts.items() if key not in KEPT and not key.startswith(CIRCUITS)}
-
-
-def _forget_settings() -> None:
-    """Let the one app of this process read the settings again, and connect again."""
-    settings.current.cache_clear()
-    app = kafka_delivery.app
-    if app.configured:
-        from kafka_delivery.celery_app import configuration
-
-        app.conf.update(configuration(settings.current()))
-    app._after_fork()  # drops the connection pools
-    app._local.__dict__.pop("backend", None)
-    app._backend_cache = None
+    return {
+        key: count for key, count in counts.items() if key not in KEPT and not key.startswith((CIRCUITS, names.REDRIVE))
+    }
 
 
 def message_id(record: Consumed) -> str:

@@ -10,16 +10,20 @@ connection, reads no setting and leaves an application's own Celery alone.
 
 from .celery_app import app
 from .circuits import Circuit, circuit
+from .confirmation import asend_and_wait, send_and_wait
 from .dead_letters import dead_letter
 from .delivery import send, send_many
 from .errors import (
+    BacklogFullError,
     BulkEnqueueError,
     CircuitBreakerOpen,
     DeliveryError,
+    DeliveryTimeoutError,
     EnqueueError,
     InvalidRecordError,
     KafkaDeliveryError,
     NotInWorkerError,
+    ParkingFullError,
     ProducerError,
     RejectedError,
     RetriableError,
@@ -28,27 +32,36 @@ from .errors import (
     UnavailableError,
 )
 from .record import Record
+from .results import Delivered, Fate, Result
 
 __all__ = [
+    "BacklogFullError",
     "BulkEnqueueError",
     "Circuit",
     "CircuitBreakerOpen",
+    "Delivered",
     "DeliveryError",
+    "DeliveryTimeoutError",
     "EnqueueError",
+    "Fate",
     "InvalidRecordError",
     "KafkaDeliveryError",
     "NotInWorkerError",
+    "ParkingFullError",
     "ProducerError",
     "Record",
     "RejectedError",
+    "Result",
     "RetriableError",
     "RetriesExhaustedError",
     "SettingsError",
     "UnavailableError",
     "app",
+    "asend_and_wait",
     "circuit",
     "dead_letter",
     "send",
+    "send_and_wait",
     "send_many",
 ]
 

@@ -10,41 +10,48 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpack, cast, overload
 
 from amqp.exceptions import AMQPError
-from celery import Task
 from celery.exceptions import Ignore, Reject, Retry
-from celery.result import AsyncResult
 from celery.states import FAILURE
 from celery.utils.time import get_exponential_backoff_interval
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
+from kombu.exceptions import EncodeError, KombuError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from . import settings
+from .backlog import refuse_if_full
 from .celery_app import app
+from .celery_types import Options, Task
 from .errors import (
+    BacklogFullError,
     DeliveryError,
     EnqueueError,
     InvalidRecordError,
     KafkaDeliveryError,
     NotInWorkerError,
+    ParkingFullError,
     ProducerError,
     RetriableError,
     UnavailableError,
 )
-from .names import DEFERRALS, PROBE
+from .names import DEFERRALS, PROBE, REDRIVES
 from .publisher import is_plain, publish
 from .record import Record, member_id
+from .results import Result, TaskResult
 from .tracing import traced
 
 if TYPE_CHECKING:
     from kafka_delivery_worker.engine import Engine
 
 log = logging.getLogger("kafka_delivery.task")
+
+T = TypeVar("T")
+"""What a task returns, and a wanted result holds."""
 
 PUBLISH_FAULTS = (KombuError, RedisError, AMQPError, OSError)
 """What a publish raises when the queue's server is away, refuses or is too slow; anything else is a fault in a call."""
@@ -58,7 +65,14 @@ def engine() -> Engine:
     return current()
 
 
-class DeliveryTask(Task):
+class Deferral(Retry):
+    """Raised instead of Celery's, and treated as it: the same attempt is queued again, for later."""
+
+    def __str__(self) -> str:
+        return f"Deferred, no attempt used, {self.humanize()}: {self.exc}"
+
+
+class DeliveryTask(Task, Generic[T]):
     """Base of `send`, `send_many` and `dead_letter`."""
 
     abstract = True
@@ -99,25 +113,93 @@ class DeliveryTask(Task):
         """
         raise NotImplementedError
 
+    @overload  # type: ignore[override]  # narrower than Celery's, which takes any option
     def apply_async(
-        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
-    ) -> AsyncResult:
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        *,
+        ignore_result: Literal[True] = True,
+        **options: Unpack[Options],
+    ) -> Result[None]: ...
+    @overload
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        *,
+        ignore_result: Literal[False],
+        **options: Unpack[Options],
+    ) -> Result[T]: ...
+    @overload
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        *,
+        ignore_result: bool,
+        **options: Unpack[Options],
+    ) -> Result[T] | Result[None]: ...
+    def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
         """Queue a call; Celery's options (`countdown`, `expires`, `link`, `ignore_result`...) work as usual.
 
         Raises:
             InvalidRecordError: the record was refused; nothing was queued.
             EnqueueError: Redis did not confirm; whether the message is queued is unknown.
         """
-        wire, task_id, shown = self.encode(args or (), kwargs or {}, task_id)
+        if options.get("queue") == self.queue_name:  # it goes there anyway, and then the short way
+            del options["queue"]
+        return self.call(args or (), kwargs or {}, task_id, options)
+
+    def signature(self, args: Any = None, *starargs: Any, **starkwargs: Any) -> Any:
+        """As Celery's, with our queue: another app, whose chain it is part of, would send it to its own."""
+        made = super().signature(args, *starargs, **starkwargs)
+        if made.options.keys().isdisjoint({"queue", "exchange", "routing_key"}):  # a retry goes where it came from
+            made.set(queue=self.queue_name)
+        return made
+
+    def call(self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]) -> Result[Any]:
+        """What `apply_async` does."""
+        return self.enqueue(*self.encode(args, kwargs, task_id), options)
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> TaskResult[T]:  # noqa: N802  # Celery's name
+        """The result of the message with this id."""
+        found: TaskResult[T] = super().AsyncResult(task_id, **kwargs)
+        return found
+
+    def enqueue(
+        self, wire: list[Any], task_id: str, shown: str, options: dict[str, Any], listening: bool = False
+    ) -> Result[Any]:
+        """Queue what `encode` made.
+
+        Args:
+            wire, task_id, shown: what `encode` made.
+            options: Celery's.
+            listening: the caller listens for the result by itself; without this Celery subscribes too.
+
+        Raises:
+            EnqueueError: Redis did not confirm.
+        """
         options |= {"argsrepr": shown, "kwargsrepr": "{}"}
         try:
+            if not isinstance(app.current_worker_task, DeliveryTask):  # what a worker puts back or hands over must go
+                refuse_if_full(self.message_id_of(task_id))
             if is_plain(app, options):
-                publish(app, self, self.queue_name, task_id, wire, shown, "{}")
-                result = self.AsyncResult(task_id)
+                publish(app, self, self.queue_name, task_id, wire, shown, "{}", ignore_result=not listening)
+                result: Any = self.AsyncResult(task_id)
                 result.ignored = True  # so that get() does not wait for what will not come
-                return result
-            return super().apply_async(wire, {}, task_id=task_id, **options)
+                return cast("Result[Any]", result)
+            if listening:
+                options["headers"] = {"ignore_result": False}  # of the message; the option of that name subscribes
+            return cast("Result[Any]", super().apply_async(wire, {}, task_id=task_id, **options))
+        except EncodeError:  # a fault in the call, which stays one however often it is repeated
+            raise
         except PUBLISH_FAULTS as error:
+            if OutOfMemoryError in (type(error), type(error.__cause__)):
+                raise BacklogFullError(self.message_id_of(task_id), str(error)) from error
             raise EnqueueError(self.message_id_of(task_id), f"{type(error).__name__}: {error}") from error
         except AttributeError as error:
             if error.obj is not None:
@@ -128,6 +210,21 @@ class DeliveryTask(Task):
             if not isinstance(error.__cause__, PUBLISH_FAULTS):
                 raise
             raise EnqueueError(self.message_id_of(task_id), str(error)) from error
+
+    def enqueue_on_commit(self, records: list[Record], args: tuple[Any], task_id: str, using: str | None) -> None:
+        """Call `apply_async` when Django's transaction on the database `using` is committed.
+
+        Raises:
+            ImportError: Django is not installed.
+        """
+        # Late, as in `engine`: only an application that is Django's has it.
+        try:
+            from .contrib.django.on_commit import queue_on_commit
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "django":
+                raise
+            raise ImportError("delay_on_commit() needs Django, which is not installed; call delay()") from error
+        queue_on_commit(type(self), partial(self.apply_async, args, task_id=task_id), records, task_id, using)
 
     def message_id_of(self, task_id: str) -> str:
         """The message id that a task id stands for."""
@@ -211,7 +308,7 @@ class DeliveryTask(Task):
                 again = self.defer(wire, exc)
         except (Reject, EnqueueError) as fault:
             self.back_to_queue(fault)
-        engine().count("retried" if counted else "deferred", exc.topic)
+        engine().sent_again("retried" if counted else "deferred", exc, self.request.retries)
         raise again
 
     @property
@@ -220,7 +317,13 @@ class DeliveryTask(Task):
         mark: str | None = (self.request.headers or {}).get(PROBE)
         return mark
 
-    def defer(self, wire: list[Any], exc: DeliveryError) -> Retry:
+    @property
+    def redrives(self) -> int:
+        """How often the record at hand was sent again from its dead-letter topic, this time included."""
+        count = (self.request.headers or {}).get(REDRIVES)
+        return count if type(count) is int else 0
+
+    def defer(self, wire: list[Any], exc: DeliveryError) -> Deferral:
         """Queue the same attempt again, later."""
         headers = {name: value for name, value in (self.request.headers or {}).items() if name != PROBE}
         deferrals = int(headers.get(DEFERRALS, 0))
@@ -234,7 +337,7 @@ class DeliveryTask(Task):
             headers={**headers, DEFERRALS: deferrals + 1},
         )
         signature.apply_async()
-        return Retry(exc=exc, when=countdown, sig=signature)
+        return Deferral(exc=exc, when=countdown, sig=signature)
 
     def remember(self, error: DeliveryError) -> None:
         """Keep the final error as the task's result, where a `link_error` callback will ask for it.
@@ -249,20 +352,25 @@ class DeliveryTask(Task):
 
     # -- hand-overs
     def publish(
-        self, task: DeliveryTask, record: Record, *, error: DeliveryError | None = None, **options: Any
+        self, task: DeliveryTask[Any], record: Record, *, error: DeliveryError | None = None, **options: Any
     ) -> None:
         """Queue `record` for `task` before the message at hand is acknowledged."""
         try:
-            task.apply_async((record,) if error is None else (record, error, options.pop("retry_count")), **options)
+            why = () if error is None else (error, options.pop("retry_count"), self.redrives)
+            task.apply_async((record, *why), **options)
         except EnqueueError as fault:
             self.back_to_queue(fault)
 
     def back_to_queue(self, fault: Exception) -> NoReturn:
         """Return the message, after a pause: the queue hands it out again at once.
 
+        Where messages are leased, one that the parking store has no room for makes its pause in Redis, not here.
+
         Raises:
             celery.exceptions.Reject: always; with requeue.
         """
+        if isinstance(fault, ParkingFullError) and settings.current().leases:
+            raise Reject(fault, requeue=True) from None  # Celery logs whatever is chained, each time
         try:
             engine().pause()
         finally:

@@ -11,7 +11,9 @@ task. An application that imports us usually has a Celery app of its own, and mu
 
 from __future__ import annotations
 
+import os
 import ssl
+import threading
 from typing import Any
 
 import celery.app.builtins  # registers Celery's own tasks as finalizers, which `finalize` below picks out
@@ -113,6 +115,8 @@ class IsolatedCelery(Celery):
         super()._after_fork()
         if "amqp" in self.__dict__:
             self.amqp._confirming_pool = None
+        self._local = threading.local()  # with the result backend, whose subscription is the parent's
+        self._backend_cache = None
 
     @property
     def pool(self) -> Any:
@@ -211,3 +215,18 @@ def tls(s: settings.Settings) -> dict[str, Any] | None:
 
 
 app = IsolatedCelery(APP, set_as_current=False, fixups=[], loader=Loader)
+
+if hasattr(os, "register_at_fork"):  # Celery sees forks of its own pool only, and no server's that has loaded us
+    os.register_at_fork(after_in_child=app._after_fork)
+
+
+def reload() -> None:
+    """Take the settings anew, also in a process that has sent something: for tests that change them.
+
+    Raises:
+        SettingsError: a setting is wrong.
+    """
+    settings.current.cache_clear()
+    if app.configured:
+        app.conf.update(configuration(settings.current()))
+    app._after_fork()  # drops the connection pools and the result backend

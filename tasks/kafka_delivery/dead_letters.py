@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
-
-from celery.result import AsyncResult
+from uuid import UUID
 
 from .base import DeliveryTask, engine, record_from, wire_of
 from .errors import DeliveryError, InvalidRecordError, RejectedError, RetriableError
 from .names import DEAD_LETTER, DEAD_LETTER_QUEUE
-from .record import Headers, Record, Value
+from .record import Headers, Key, Record, Value
+from .results import Result
 
 TASK_ID_SUFFIX = "-dlq"
 """A dead letter's task id is its message id and this, so that Flower shows the send and the dead letter apart."""
@@ -22,10 +22,10 @@ TASK_ID_SUFFIX = "-dlq"
 MAX_ERROR_CLASS = 200
 """Bytes of the name of an error; with the other headers it stays within `settings.DEAD_LETTER_HEADROOM_BYTES`."""
 
-REASON_FIELDS = {"error_class", "error_code", "error_message", "retry_count", "failed_at"}
+REASON_FIELDS = {"error_class", "error_code", "error_message", "retry_count", "redrive_count", "failed_at"}
 
 
-class DeadLetter(DeliveryTask):
+class DeadLetter(DeliveryTask[dict[str, Any]]):
     """Publish a record to its dead-letter topic. Workers call it; an application may, for reasons of its own."""
 
     name = DEAD_LETTER
@@ -35,17 +35,17 @@ class DeadLetter(DeliveryTask):
         self,
         topic: str,
         value: Value,
-        key: str | bytes | None = None,
+        key: Key = None,
         headers: Headers | None = None,
         *,
         partition: int | None = None,
-        timestamp: Any = None,
-        message_id: str | None = None,
+        timestamp: datetime | int | None = None,
+        message_id: str | UUID | None = None,
         error_class: str = "Application",
         error_code: int | None = None,
         error_message: str = "",
         retry_count: int = 0,
-    ) -> AsyncResult:
+    ) -> Result[None]:
         """Queue a dead letter and return at once.
 
         Args:
@@ -72,9 +72,9 @@ class DeadLetter(DeliveryTask):
 
     def letter(self, args: Any, kwargs: Any, task_id: str | None) -> tuple[Record, dict[str, Any]]:
         """The record and its reason: from a hand-over, from the wire, or from plain arguments."""
-        if len(args) == 3 and isinstance(args[1], DeliveryError):
-            record, error, retry_count = args
-            return record, reason(type(error).__name__, error.code, str(error), retry_count)
+        if len(args) == 4 and isinstance(args[1], DeliveryError):
+            record, error, retry_count, redrives = args
+            return record, reason(type(error).__name__, error.code, str(error), retry_count, redrive_count=redrives)
         if len(args) == 2 and not kwargs and isinstance(args[0], Record | list) and isinstance(args[1], dict):
             # Of a newer version's reason, take what this one knows.
             return record_from(args[:1], {}, None), reason(**{k: v for k, v in args[1].items() if k in REASON_FIELDS})
@@ -114,6 +114,7 @@ def reason(
     error_message: Any = "",
     retry_count: Any = 0,
     failed_at: Any = None,
+    redrive_count: Any = 0,
 ) -> dict[str, Any]:
     """Why a record is dead, as it travels; `failed_at` is ISO 8601, now by default.
 
@@ -125,18 +126,21 @@ def reason(
         ("error_code", error_code, (int, type(None))),
         ("error_message", error_message, (str,)),
         ("retry_count", retry_count, (int,)),
+        ("redrive_count", redrive_count, (int,)),
         ("failed_at", failed_at, (str, type(None))),
     ):
         if type(value) not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise InvalidRecordError(field, f"must be {wanted}, not {type(value).__name__}")
-    if retry_count < 0:
-        raise InvalidRecordError("retry_count", f"{retry_count} must not be negative")
+    for field, count in (("retry_count", retry_count), ("redrive_count", redrive_count)):
+        if count < 0:
+            raise InvalidRecordError(field, f"{count} must not be negative")
     return {
         "error_class": _first(MAX_ERROR_CLASS, error_class),
         "error_code": error_code,
         "error_message": _first(1024, error_message),
         "retry_count": retry_count,
+        "redrive_count": redrive_count,
         "failed_at": _first(MAX_ERROR_CLASS, failed_at or datetime.now(UTC).isoformat(timespec="milliseconds")),
     }
 

@@ -10,14 +10,20 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
+from uuid import UUID
 
-from celery.result import AsyncResult, GroupResult
+from celery.result import GroupResult
+from celery.states import FAILURE, PENDING, RETRY, REVOKED, SUCCESS
+from redis.exceptions import OutOfMemoryError
 
+from .backlog import refuse_if_full
 from .base import PUBLISH_FAULTS, DeliveryTask, Refused, batch_from, engine, member_or_raise, record_from, wire_of
 from .dead_letters import dead_letter
 from .errors import (
+    BacklogFullError,
     BulkEnqueueError,
     DeliveryError,
     EnqueueError,
@@ -27,7 +33,9 @@ from .errors import (
 )
 from .names import DEFERRALS, QUEUE, SEND, SEND_MANY
 from .publisher import envelope, is_plain, write
-from .record import Headers, Record, Value, uuid7
+from .record import Headers, Key, Record, Value, uuid7
+from .results import Delivered, Fate, Result
+from .threads import in_thread
 
 BULK_RECORDS = 500
 BULK_BYTES = 1_000_000
@@ -48,7 +56,7 @@ class Write:
         self.do()
 
 
-class Send(DeliveryTask):
+class Send(DeliveryTask[Delivered]):
     """Deliver one record. Call `send.delay(topic, value, key=...)`; see `Record` for the arguments."""
 
     name = SEND
@@ -59,13 +67,13 @@ class Send(DeliveryTask):
         self,
         topic: str,
         value: Value,
-        key: str | bytes | None = None,
+        key: Key = None,
         headers: Headers | None = None,
         *,
         partition: int | None = None,
-        timestamp: Any = None,
-        message_id: str | None = None,
-    ) -> AsyncResult:
+        timestamp: datetime | int | None = None,
+        message_id: str | UUID | None = None,
+    ) -> Result[None]:
         """Queue a record and return at once.
 
         Returns:
@@ -79,6 +87,56 @@ class Send(DeliveryTask):
         record = Record(topic, value, key, headers, partition, timestamp, message_id)
         return self.apply_async((record,))
 
+    async def adelay(
+        self,
+        topic: str,
+        value: Value,
+        key: Key = None,
+        headers: Headers | None = None,
+        *,
+        partition: int | None = None,
+        timestamp: datetime | int | None = None,
+        message_id: str | UUID | None = None,
+    ) -> Result[None]:
+        """As `delay`, from an event loop: validated in it, queued in a thread; nothing else waits meanwhile.
+
+        Ends in bounded time also while Redis hangs and hundreds of calls are under way. When the task that awaits it
+        is cancelled, it is unknown whether the record is queued, as after an `EnqueueError`.
+        """
+        record = Record(topic, value, key, headers, partition, timestamp, message_id)
+        return await in_thread(partial(self.apply_async, (record,)), partial(EnqueueError, record.id))
+
+    def delay_on_commit(
+        self,
+        topic: str,
+        value: Value,
+        key: Key = None,
+        headers: Headers | None = None,
+        *,
+        partition: int | None = None,
+        timestamp: datetime | int | None = None,
+        message_id: str | UUID | None = None,
+        using: str | None = None,
+    ) -> str:
+        """Queue a record when Django's transaction is committed; if it is rolled back, nothing is sent.
+
+        Where no transaction is open the record is queued at once. If Redis does not take it, the log says so, and
+        `kafka_delivery.contrib.django.signals.record_not_queued`; nothing is raised, since the transaction is done.
+
+        Args:
+            using: the alias of the database whose transaction it is; by default Django's default.
+
+        Returns:
+            The message id, which the record has from now on.
+
+        Raises:
+            InvalidRecordError: the record was refused; nothing will be queued.
+            ImportError: Django is not installed.
+        """
+        record = Record(topic, value, key, headers, partition, timestamp, message_id)
+        self.enqueue_on_commit([record], (record,), record.id, using)
+        return record.id
+
     def bulk(self, records: Iterable[Record | Mapping[str, Any]]) -> list[str]:
         """Queue many records, each as a send of its own, in few writes.
 
@@ -91,16 +149,27 @@ class Send(DeliveryTask):
         """
         made = [member_or_raise(member) for member in batch_from((records,), {}, None)]
         ids = [record.id for record in made]
-        done = 0
+        done = tried = 0
         try:
             for chunk in self._chunks(made):
+                refuse_if_full(ids[done])
+                tried = chunk.records
                 chunk()
-                done += chunk.records
+                done, tried = done + tried, 0
         except (EnqueueError, *PUBLISH_FAULTS) as error:
-            last = done + chunk.records
+            last = done if isinstance(error, BacklogFullError | OutOfMemoryError) else done + tried
             reason = error.reason if isinstance(error, EnqueueError) else f"{type(error).__name__}: {error}"
             raise BulkEnqueueError(ids[:done], ids[done:last], ids[last:], reason) from error
         return ids
+
+    async def abulk(self, records: Iterable[Record | Mapping[str, Any]]) -> list[str]:
+        """As `bulk`, from an event loop, which it does not block; see `adelay`."""
+
+        def not_tried(reason: str) -> BulkEnqueueError:
+            made = [member_or_raise(member) for member in batch_from((records,), {}, None)]
+            return BulkEnqueueError([], [], [record.id for record in made], reason)
+
+        return await in_thread(partial(self.bulk, records), not_tried)
 
     def _chunks(self, records: list[Record]) -> Iterator[Write]:
         if not is_plain(self.app, {}):  # somebody listens: one by one, Celery's way
@@ -123,7 +192,7 @@ class Send(DeliveryTask):
         record = record_from(args, kwargs, task_id)
         return [wire_of(record)], record.id, f"({record.topic!r}, {record.size} bytes, {record.id!r})"
 
-    def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def run(self, *args: Any, **kwargs: Any) -> Delivered:
         """Deliver the record and return where it is; by then it has its place in the log.
 
         Raises:
@@ -132,7 +201,7 @@ class Send(DeliveryTask):
         """
         record = record_from(args, kwargs, self.request.id)
         try:
-            return engine().deliver(record, self.probe)
+            return cast("Delivered", engine().deliver(record, self.probe, self.redrives))
         except RetriableError as error:
             if self.may_retry(error):
                 raise
@@ -147,7 +216,7 @@ class Send(DeliveryTask):
         raise error
 
 
-class SendMany(DeliveryTask):
+class SendMany(DeliveryTask[list[Fate]]):
     """Deliver many records in one message: `send_many.delay([Record(...), {"topic": ..., "value": ...}])`.
 
     Each record has its own message id and its own fate; the batch only shares the way through the queue.
@@ -155,10 +224,9 @@ class SendMany(DeliveryTask):
 
     name = SEND_MANY
     queue_name = QUEUE
+    Strategy = "kafka_delivery_worker.batch_lane:strategy"
 
-    def delay(
-        self, records: Iterable[Record | Mapping[str, Any]], *, message_id: str | None = None
-    ) -> AsyncResult | BatchResult:
+    def delay(self, records: Iterable[Record | Mapping[str, Any]], *, message_id: str | None = None) -> Result[None]:
         """Queue a batch and return at once.
 
         Args:
@@ -167,7 +235,7 @@ class SendMany(DeliveryTask):
                 their own get one from it.
 
         Returns:
-            A Celery result with an id of its own, the batch's; see `apply_async`.
+            A Celery result with an id of its own, the batch's; see `call`.
 
         Raises:
             InvalidRecordError: naming the record by its place in the batch; nothing was queued.
@@ -175,32 +243,63 @@ class SendMany(DeliveryTask):
         """
         return self.apply_async((records,), task_id=message_id)
 
-    def apply_async(
-        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
-    ) -> AsyncResult | BatchResult:
-        """As `DeliveryTask.apply_async`; a large batch goes in several messages.
+    async def adelay(
+        self, records: Iterable[Record | Mapping[str, Any]], *, message_id: str | None = None
+    ) -> Result[None]:
+        """As `delay`, from an event loop, which it does not block; see `Send.adelay`."""
+        batch_id = message_id or uuid7()
+        return await in_thread(partial(self.delay, records, message_id=batch_id), partial(EnqueueError, batch_id))
+
+    def delay_on_commit(
+        self,
+        records: Iterable[Record | Mapping[str, Any]],
+        *,
+        message_id: str | None = None,
+        using: str | None = None,
+    ) -> str:
+        """Queue a batch when Django's transaction is committed, see `Send.delay_on_commit`.
+
+        Returns:
+            The batch's id.
+
+        Raises:
+            InvalidRecordError: naming the record by its place in the batch; nothing will be queued.
+            ImportError: Django is not installed.
+        """
+        batch_id = message_id or uuid7()
+        members = [member_or_raise(member) for member in batch_from((records,), {}, batch_id)]
+        self.enqueue_on_commit(members, (members,), batch_id, using)
+        return batch_id
+
+    def call(self, args: Any, kwargs: Any, task_id: str | None, options: dict[str, Any]) -> Result[Any]:
+        """As `DeliveryTask.call`; a large batch goes in several messages.
 
         Returns:
             A Celery result. Of several messages it is a `BatchResult`, whose `get` returns what became of all records,
             in order, as that of one does.
         """
         batch_id = task_id or uuid7()
-        members = [member_or_raise(member) for member in batch_from(args or (), kwargs or {}, batch_id)]
+        members = [member_or_raise(member) for member in batch_from(args, kwargs, batch_id)]
         parts = list(_parts(members))
         if len(parts) == 1:
-            return super().apply_async((members,), {}, batch_id, **options)
-        results = [
-            super(SendMany, self).apply_async((part,), {}, f"{batch_id}.part{number}", **options)
-            for number, part in enumerate(parts)
-        ]
-        return BatchResult(batch_id, results)
+            return super().call((members,), {}, batch_id, options)
+        results = []
+        for number, part in enumerate(parts):
+            try:
+                results.append(super().call((part,), {}, f"{batch_id}.part{number}", dict(options)))
+            except BacklogFullError as error:
+                if not results:
+                    raise
+                reason = f"{number} of its {len(parts)} parts are, then there was no room: {error.reason}"
+                raise EnqueueError(batch_id, reason) from error
+        return cast("Result[Any]", BatchResult(batch_id, results))
 
     def encode(self, args: Any, kwargs: Any, task_id: str | None) -> tuple[list[Any], str, str]:
         records = [member_or_raise(member) for member in batch_from(args, kwargs, task_id)]
         wires = [wire_of(record) for record in records]
         return [wires], task_id or uuid7(), f"({len(records)} records, {sum(r.size for r in records)} bytes)"
 
-    def run(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    def run(self, *args: Any, **kwargs: Any) -> list[Fate]:
         """Deliver all, give those that failed a message of their own, and return what became of each, in order.
 
         Returns:
@@ -209,9 +308,12 @@ class SendMany(DeliveryTask):
             ``"parked"`` for what is no valid record (``topic`` is None then).
         """
         members = batch_from(args, kwargs, self.request.id)
-        outcomes = iter(engine().deliver_many([member for member in members if isinstance(member, Record)], self.probe))
+        # First what is no record: if it cannot be parked now, the whole batch goes back, and nothing was sent twice.
+        parked = iter([self.park_member(member) for member in members if isinstance(member, Refused)])
+        records = [member for member in members if isinstance(member, Record)]
+        outcomes = iter(engine().deliver_many(records, self.request.id, self.probe))
         return [
-            self.fate(member, next(outcomes)) if isinstance(member, Record) else self.park_member(member)
+            cast("Fate", self.fate(member, next(outcomes)) if isinstance(member, Record) else next(parked))
             for member in members
         ]
 
@@ -238,16 +340,29 @@ class SendMany(DeliveryTask):
             fate = "deferred"
             self.publish(send, record, countdown=self.pause_before_resend(0, record.topic), headers={DEFERRALS: 1})
         if fate != "dead-lettered":  # that is counted when it is true
-            engine().count(fate, record.topic)
+            engine().sent_again(fate, outcome, retries=0)
         return {"outcome": fate, "message_id": record.id, "topic": record.topic, "error": outcome.name}
 
 
 class BatchResult(GroupResult):
     """The results of a batch that went in several messages, as one."""
 
-    def get(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    @property
+    def state(self) -> str:
+        """As a single message's: of the worst part."""
+        states = {part.state for part in self.results}
+        worst: str = next((state for state in (FAILURE, REVOKED, RETRY, PENDING) if state in states), SUCCESS)
+        return worst
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
         """What became of each record, in order; arguments as for Celery's `GroupResult.get`."""
-        return [fate for part in super().get(*args, **kwargs) for fate in part]
+        if all(part.ignored for part in self.results):  # Celery would wait for ever
+            return None
+        parts = super().get(*args, **kwargs)
+        for part in parts:
+            if isinstance(part, BaseException):  # asked for by propagate=False
+                return part
+        return [fate for part in parts for fate in part]
 
 
 def _parts(records: list[Record]) -> Iterator[list[Record]]:

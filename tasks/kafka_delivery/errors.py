@@ -7,7 +7,10 @@
     ├── InvalidRecordError          the record was refused; `field` says which part of it
     ├── NotInWorkerError            a task was called like a function outside a worker
     ├── EnqueueError                `.delay()` failed; whether the record is queued is unknown
+    │   ├── BacklogFullError        Redis holds as much as it may; nothing was queued
     │   └── BulkEnqueueError        `send.bulk()` failed on its way; says which records are queued
+    ├── DeliveryTimeoutError        `send_and_wait()` did not hear in time; the record is on its way
+    ├── ParkingFullError            the parking store has no room; what was to be parked waits in its queue
     └── DeliveryError               what became of a record in the worker
         ├── RetriableError          may pass: tried again, attempts counted
         ├── UnavailableError        the cluster, not the record: tried again, no attempt used
@@ -80,6 +83,21 @@ class EnqueueError(KafkaDeliveryError):
         )
 
 
+class BacklogFullError(EnqueueError):
+    """Raised when Redis holds as much as it may. Nothing was queued; there is room again when records are delivered.
+
+    Attributes:
+        message_id: of the record, or of the batch for `send_many`.
+        reason: how much it holds, or what it said.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"message {self.message_id} was not queued: too much waits already ({self.reason}); "
+            "send it later, and find out why records wait"
+        )
+
+
 class BulkEnqueueError(EnqueueError):
     """Raised when `send.bulk()` could not queue all of its records.
 
@@ -104,8 +122,59 @@ class BulkEnqueueError(EnqueueError):
         )
 
 
+class DeliveryTimeoutError(KafkaDeliveryError):
+    """Raised when `send_and_wait()` did not hear in time what became of a record. It is queued and on its way.
+
+    It will end as any other: delivered, dead-lettered or parked. Sending it again would make a second record of it.
+
+    Attributes:
+        topic: that it is for.
+        message_id: its id, under which logs, Flower, Kafka and ``send.AsyncResult(message_id)`` know it.
+        timeout_s: how long was waited, in seconds.
+        reason: why it takes so long, where that is known; else "".
+        retry_after: seconds until an open circuit is looked at again; None if none is open.
+    """
+
+    def __init__(
+        self, topic: str, message_id: str, timeout_s: float, reason: str = "", retry_after: float | None = None
+    ) -> None:
+        super().__init__(topic, message_id, timeout_s, reason, retry_after)
+        self.topic = topic
+        self.message_id = message_id
+        self.timeout_s = timeout_s
+        self.reason = reason
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        return (
+            f"message {self.message_id} for topic {self.topic} is on its way, and after {self.timeout_s:g} s it is not "
+            f"known where it is{reason}; it needs no second send"
+        )
+
+
+class ParkingFullError(KafkaDeliveryError):
+    """Raised when the parking store has no room left. What was to be parked waits in its queue; nothing is thrown away.
+
+    Attributes:
+        max_bytes: what parked items may take together.
+        retry_after: seconds until it is worth another look.
+    """
+
+    def __init__(self, max_bytes: int, retry_after: float) -> None:
+        super().__init__(max_bytes, retry_after)
+        self.max_bytes = max_bytes
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return (
+            f"parked items take all of KAFKA_DELIVERY_PARKED_MAX_BYTES={self.max_bytes}: send some again or discard "
+            "some (`kafka-delivery parked summary`), or raise it where Redis has the memory"
+        )
+
+
 class DeliveryError(KafkaDeliveryError):
-    """Raised in a worker when a record did not reach its topic, and handed to `link_error` callbacks.
+    """Raised in a worker when a record did not reach its topic, and handed to `link_error` and `send_and_wait()`.
 
     Attributes:
         problem: what happened and, where it is known, why; never a payload, key or header value.
@@ -139,6 +208,11 @@ class DeliveryError(KafkaDeliveryError):
     def __str__(self) -> str:
         verdict = f" [{self.name}]" if self.name else ""
         return f"{self.problem}{verdict} (topic {self.topic}, message {self.message_id})"
+
+    def __repr__(self) -> str:
+        # What Flower and Celery's log show beside the task's arguments, which say topic and id; a column is narrow.
+        verdict = f"{self.name}: " if self.name else ""
+        return f"{type(self).__name__}({verdict}{self.problem})"
 
 
 class RetriableError(DeliveryError):

@@ -22,11 +22,21 @@ WIRE_VERSION = 1
 DEFERRALS = "kafka_delivery_deferrals"
 """Celery message header: how often the record was put back because of the cluster. Grows the pause, uses no attempt."""
 
+DEFERRED_EVENT = "task-deferred"
+"""Celery event, beside its own ``task-retried``: the record waits for Kafka, no attempt was used. Flower, which makes a
+state of an event's name, shows it as DEFERRED."""
+
 REVIVED = "kafka_delivery_revived"
 """Celery message header: an operator sends it again, whatever revoked it before."""
 
+REDRIVES = "kafka_delivery_redrives"
+"""Celery message header: how often the record was sent again from its dead-letter topic, this time included."""
+
 MESSAGE_ID = "message-id"
 """Kafka header of every record: its id, which is its Celery task id too."""
+
+REDRIVE_COUNT = "redrive-count"
+"""Kafka header of a record that was sent again from its dead-letter topic, and of its next dead letter: how often."""
 
 
 class DeadLetterHeaders:
@@ -39,7 +49,32 @@ class DeadLetterHeaders:
     TIMESTAMP = "timestamp"
     RETRY_COUNT = "retry-count"
     MESSAGE_ID = MESSAGE_ID
+    RECORD_TIMESTAMP = "record-timestamp"  # ms since the epoch; the dead letter's own is when it was written
+    REDRIVE_COUNT = REDRIVE_COUNT  # only where the record was redriven
     OWN_PREFIX = "original-"
+
+
+class SpringHeaders:
+    """Kafka headers of a dead letter as Spring Kafka writes them (KafkaHeaders.DLT_*); a reader takes the last of a
+    name. Written are those that are known here."""
+
+    ORIGINAL_TOPIC = "kafka_dlt-original-topic"
+    ORIGINAL_PARTITION = "kafka_dlt-original-partition"
+    ORIGINAL_TIMESTAMP = "kafka_dlt-original-timestamp"
+    ORIGINAL_TIMESTAMP_TYPE = "kafka_dlt-original-timestamp-type"
+    EXCEPTION_FQCN = "kafka_dlt-exception-fqcn"
+    EXCEPTION_MESSAGE = "kafka_dlt-exception-message"
+
+
+class ConnectHeaders:
+    """The same as Kafka Connect writes them (org.apache.kafka.connect.runtime.errors.DeadLetterQueueReporter)."""
+
+    TOPIC = "__connect.errors.topic"
+    PARTITION = "__connect.errors.partition"
+    STAGE = "__connect.errors.stage"
+    EXCEPTION_CLASS = "__connect.errors.exception.class.name"
+    EXCEPTION_MESSAGE = "__connect.errors.exception.message"
+    RECORD_TIMESTAMP = "__connect.errors.record.timestamp"  # ms since the epoch; our own: Connect has no name for it
 
 
 KEY_PREFIX = "kafka-delivery:"
@@ -47,8 +82,20 @@ PARKED = KEY_PREFIX + "parked:1"
 """Hash: parked id -> JSON of the parked item. The 1 is the version of its shape."""
 PARKED_INDEX = KEY_PREFIX + "parked:1:at"
 """Sorted set: parked id by the time (ms) it was parked."""
+PARKED_ROOM = KEY_PREFIX + "parked:1:room"
+"""Hash: ``bytes`` that parked items take, of how many ``items`` that was counted, when, and whether it is estimated."""
+PARKED_LOCK = KEY_PREFIX + "parked:1:lock"
+"""String: which command redrives or discards parked items now."""
 COUNTS = KEY_PREFIX + "counts:1"
 """Hash: ``<outcome>:<topic>`` -> count since the beginning."""
+
+REDRIVE_GROUP = "kafka-delivery-redrive."
+"""Consumer group of a dead-letter topic, of that name behind it: its lag is what waits for a redrive or a discard."""
+REDRIVE = KEY_PREFIX + "redrive:1:"
+"""Of a dead-letter topic, of that name behind it. Hash: ``topic-id``, and partition -> offset below which all is done;
+with ``:lock``, who runs now; with ``:<partition>:<segment>``, bits of the offsets above that are done too."""
+AUDIT = KEY_PREFIX + "audit:1"
+"""Stream: what operators discarded or sent again from dead-letter topics, with who and why."""
 
 # Of the leased transport. The 1 is the version of what lies under the name.
 LEASES = KEY_PREFIX + "leases:1"

@@ -44,14 +44,21 @@ def is_plain(app: Any, options: dict[str, Any]) -> bool:
 
 
 def publish(
-    app: Any, task: DeliveryTask, queue: str, task_id: str, wire: list[Any], argsrepr: str, kwargsrepr: str
+    app: Any,
+    task: DeliveryTask[Any],
+    queue: str,
+    task_id: str,
+    wire: list[Any],
+    argsrepr: str,
+    kwargsrepr: str,
+    ignore_result: bool = True,
 ) -> None:
     """Queue one message.
 
     Raises:
         redis.exceptions.RedisError: Redis did not confirm; whether the message is queued is unknown.
     """
-    write(queue, [envelope(app, task, queue, task_id, wire, argsrepr, kwargsrepr)])
+    write(queue, [envelope(app, task, queue, task_id, wire, argsrepr, kwargsrepr, ignore_result)])
 
 
 def write(queue: str, envelopes: list[str]) -> None:
@@ -69,7 +76,14 @@ def write(queue: str, envelopes: list[str]) -> None:
 
 
 def envelope(
-    app: Any, task: DeliveryTask, queue: str, task_id: str, wire: list[Any], argsrepr: str, kwargsrepr: str
+    app: Any,
+    task: DeliveryTask[Any],
+    queue: str,
+    task_id: str,
+    wire: list[Any],
+    argsrepr: str,
+    kwargsrepr: str,
+    ignore_result: bool = True,
 ) -> str:
     """A message as Celery would write it."""
     headers = _headers(app, task.name) | {
@@ -78,6 +92,7 @@ def envelope(
         "argsrepr": argsrepr,
         "kwargsrepr": kwargsrepr,
         "origin": anon_nodename(),
+        "ignore_result": ignore_result,
     }
     properties = {
         "correlation_id": task_id,

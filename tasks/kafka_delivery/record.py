@@ -13,16 +13,24 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import settings
 from .encoding import to_json
 from .errors import InvalidRecordError
 from .names import MESSAGE_ID, TOPIC_MAX_LENGTH, WIRE_VERSION, DeadLetterHeaders, is_topic_name
 
-HeaderValue = str | bytes | None
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+else:
+    DataclassInstance = object
+
+Bytes = bytes | bytearray | memoryview
+HeaderValue = str | Bytes | None
 Headers = Mapping[str, HeaderValue] | Iterable[tuple[str, HeaderValue]]
-Value = str | bytes | dict[str, Any] | list[Any] | None
+Key = str | Bytes | None
+Value = str | Bytes | Mapping[str, Any] | list[Any] | tuple[Any, ...] | DataclassInstance | None
+"""To a type checker. Of mappings only a `dict` is taken; but to a checker a `TypedDict` is a mapping and no `dict`."""
 
 MAX_MESSAGE_ID = 200
 """Characters. The id is part of Redis keys, log lines and a Kafka header."""
@@ -61,11 +69,11 @@ class Record:
 
     topic: str
     value: Value
-    key: str | bytes | None = None
+    key: Key = None
     headers: Headers | None = None
     partition: int | None = None
     timestamp: datetime | int | None = None
-    message_id: str | None = None
+    message_id: str | uuid.UUID | None = None
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # frozen for everyone else
@@ -189,6 +197,19 @@ def _uuid7(milliseconds: int, low: int) -> uuid.UUID:
     value = value & ~(0xF000 << 64) | 0x7000 << 64
     value = value & ~(0xC000 << 48) | 0x8000 << 48
     return uuid.UUID(int=value)
+
+
+def made_at_ms(message_id: str) -> int | None:
+    """When an id was made (ms since the epoch), which for one of ours is when the send was called; None if unknown.
+
+    The record's own timestamp does not say: it may be its caller's, as the time of an event long ago.
+    """
+    if len(message_id) != 36 or message_id[14] != "7":
+        return None
+    try:
+        return int(message_id[:8] + message_id[9:13], 16)
+    except ValueError:
+        return None
 
 
 def member_id(batch_id: str, position: int) -> str:

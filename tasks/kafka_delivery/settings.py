@@ -1,8 +1,9 @@
 """Settings: one frozen value, read once from the environment variables ``KAFKA_DELIVERY_<NAME>``.
 
-Two of them everyone sets: ``KAFKA_DELIVERY_REDIS_URL`` and ``KAFKA_DELIVERY_BOOTSTRAP_SERVERS``. Every default
-stands beside its unit and its reason. A wrong setting stops the process with a sentence that says what to change;
-a worker that starts with half of what its owner meant would be worse.
+What an application's framework is configured with comes after the environment, see `give`. Two of them everyone sets:
+``KAFKA_DELIVERY_REDIS_URL`` and ``KAFKA_DELIVERY_BOOTSTRAP_SERVERS``. Every default stands beside its unit and its
+reason. A wrong setting stops the process with a sentence that says what to change; a worker that starts with half of
+what its owner meant would be worse.
 
 The timeouts nest, and this is the one place that says so::
 
@@ -18,7 +19,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -40,6 +41,8 @@ DEAD_LETTER_HEADROOM_BYTES = 8_192
 The prefix of the record's own headers is already counted in `Record.size`.
 """
 
+MAX_PORT = 65_535
+
 REFUSED_PROPERTIES = {
     "acks": "a send is only confirmed when all in-sync replicas have it",
     "request.required.acks": "a send is only confirmed when all in-sync replicas have it",
@@ -59,6 +62,7 @@ REFUSED_PROPERTIES = {
     "oauthbearer_token_refresh_cb": "set KAFKA_DELIVERY_OAUTH_CB to a dotted path",
     "default.topic.config": "it would override what is refused here; name its properties themselves",
     "oauth_cb": "set KAFKA_DELIVERY_OAUTH_CB to a dotted path",
+    "stats_cb": "set KAFKA_DELIVERY_METRICS_PORT, and the statistics are metrics",
 }
 """librdkafka properties that would break the promise, or that have a setting of their own."""
 
@@ -108,11 +112,36 @@ class Settings:
         "boolean",
         "a worker that may create topics may create them wrong; on in the demo, where its Kafka is a real one",
     )
+    dead_letter_headers: str = _setting(
+        "ours",
+        "ours, spring or connect",
+        "in whose words a dead letter says why; Spring Kafka's and Kafka Connect's are for tools that read those",
+    )
+    on_dead_letter: str = _setting(
+        "", "dotted path", "a function that is told of each dead letter, as package.module:function; for error tracking"
+    )
     dead_letter_partitions: int = _setting(1, "count", "of a dead-letter topic that a worker creates; order is kept")
     dead_letter_replication: int = _setting(-1, "count", "of such a topic; -1 is the cluster's default (KIP-464)")
+    parked_max_bytes: int = _setting(
+        512 * 1024 * 1024,
+        "bytes",
+        "of Redis's memory for parked items, half a million small ones; what finds no room waits in its queue",
+    )
+
+    max_redrives: int = _setting(
+        3,
+        "count",
+        "a record that failed after so many redrives is parked: it needs a person, not another round",
+    )
 
     enqueue_timeout_s: float = _setting(
         0.5, "seconds", "per socket operation of `.delay()`; a web request must not hang with Redis"
+    )
+    backlog_max_bytes: int = _setting(
+        0,
+        "bytes",
+        "of memory that Redis uses, from which on new sends are refused, so that workers keep room to empty it: about "
+        "three quarters of its maxmemory; 0 is no limit",
     )
     result_expires_s: int = _setting(3_600, "seconds", "results that a caller asked for are kept this long")
 
@@ -149,7 +178,10 @@ class Settings:
     failure_min_calls: int = _setting(20, "calls", "in a window before their rate means anything")
     failure_window_s: float = _setting(10.0, "seconds", "that are looked back on; shorter than people notice")
     stall_s: float = _setting(
-        10.0, "seconds", "with records in flight and no report count as a failure, long before these time out"
+        10.0,
+        "seconds",
+        "with records in flight and no report count as a failure, of the cluster, or of a topic while others arrive: "
+        "far sooner than message_timeout_ms",
     )
     reset_timeout_s: float = _setting(
         5.0, "seconds", "an open circuit waits before its first probe; a broker's restart takes about that"
@@ -162,7 +194,12 @@ class Settings:
         10.0, "seconds", "in which claims grow to their full number again; a broker that has just started is cold"
     )
     pool: str = _setting("in-flight", "in-flight or threads", "what waits for reports: the event loop or threads")
-    max_in_flight: int = _setting(1_000, "records", "in librdkafka's hands at a time; more brings no more throughput")
+    max_in_flight: int = _setting(
+        1_000,
+        "records",
+        "in librdkafka's hands at a time, and as many again beside those of topics in trouble; more brings no more "
+        "throughput",
+    )
     max_in_flight_bytes: int = _setting(
         64 * 1024 * 1024, "bytes", "the same in bytes: what bounds a worker's memory with large records"
     )
@@ -185,30 +222,48 @@ class Settings:
     counts_interval_s: float = _setting(
         1.0, "seconds", "how often counters are written to Redis; SIGKILL loses so much"
     )
+    success_events_per_s: int = _setting(
+        100,
+        "sends",
+        "whose success Flower hears of, per second and worker; -1 for all, 0 for none. What fails, is retried or "
+        "deferred is always told. Flower takes some 6,000 a second of all workers together, and keeps 100,000",
+    )
+    log_format: str = _setting(
+        "text", "text or json", "of a worker's log: lines for people, or an object a line for what collects logs"
+    )
+    success_logs_per_s: int = _setting(
+        1,
+        "sends",
+        "whose success is logged, at INFO, per second and process: enough to see that records flow; -1 for all, 0 for "
+        "none. What fails, is retried, deferred or parked is always logged",
+    )
+    metrics_port: int = _setting(
+        0,
+        "port",
+        "of a worker's metrics for Prometheus, 0 for none; the first free one from here on, so that workers of a host "
+        "can share the setting",
+    )
+    metrics_address: str = _setting(
+        "127.0.0.1",
+        "address",
+        "where that port listens; metrics ask for no password, so beyond this host on request only",
+    )
+    metrics_topics: int = _setting(
+        100, "topics", "with numbers of their own in metrics, the rest together as `other`: each costs a dozen series"
+    )
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+    def from_env(cls, environ: Mapping[str, Any] | None = None) -> Settings:
         """Read the settings.
 
         Args:
-            environ: the environment; `os.environ` by default.
+            environ: the environment; `os.environ` by default. A value may also have its setting's own type.
 
         Raises:
             SettingsError: a variable is unknown, malformed, or contradicts another.
         """
         environ = os.environ if environ is None else environ
-        known = {f.name: f for f in fields(cls)}
-        given: dict[str, Any] = {}
-        for variable, text in environ.items():
-            if not variable.startswith(ENV_PREFIX):
-                continue
-            name = variable.removeprefix(ENV_PREFIX).lower()
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {ENV_PREFIX}{near[0].upper()}?" if near else "the settings page lists them all"
-                raise SettingsError(f"{variable} is not a setting; {hint}")
-            given[name] = _parse(variable, known[name], text)
-        return cls(**given)
+        return cls(**dict(read(name, value) for name, value in environ.items() if name.startswith(ENV_PREFIX)))
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -220,12 +275,20 @@ class Settings:
                 raise SettingsError(f"{_variable(f.name)}={value} must be {bound} ({f.metadata['unit']})")
         if self.dead_letter_replication == 0:
             raise SettingsError(f"{_variable('dead_letter_replication')}=0 must be 1 or more, or -1 for the cluster's")
-        for name, choices in (("transport", ("leased", "celery")), ("pool", ("in-flight", "threads"))):
+        for name, choices in (
+            ("transport", ("leased", "celery")),
+            ("pool", ("in-flight", "threads")),
+            ("dead_letter_headers", ("ours", "spring", "connect")),
+            ("log_format", ("text", "json")),
+        ):
             if getattr(self, name) not in choices:
                 raise SettingsError(f"{_variable(name)}={getattr(self, name)!r} must be {' or '.join(choices)}")
+        if self.metrics_port > MAX_PORT:
+            raise SettingsError(f"{_variable('metrics_port')}={self.metrics_port} must be {MAX_PORT} or less (port)")
         self._check_redis_url()
         self._check_kafka()
         self._check_dead_letters()
+        self._check_parking()
         self._check_circuit()
         self._check_nesting()
 
@@ -303,6 +366,13 @@ class Settings:
                     f"{_variable('dead_letter_topics')}: {topic!r} -> {target!r} must map one topic name to another"
                 )
 
+    def _check_parking(self) -> None:
+        if self.parked_max_bytes < 4 * self.max_record_bytes:  # a record of quotes takes four times its size as text
+            raise SettingsError(
+                f"{_variable('parked_max_bytes')}={self.parked_max_bytes} must be at least four times "
+                f"{_variable('max_record_bytes')}={self.max_record_bytes}: a large record would never find room"
+            )
+
     def _check_circuit(self) -> None:
         if self.failure_rate > 1:
             raise SettingsError(f"{_variable('failure_rate')}={self.failure_rate} is a share: more than 0, at most 1")
@@ -370,17 +440,62 @@ class Settings:
         return f"Settings({', '.join(shown)})"
 
 
-_LEAST = {"linger_ms": 0, "max_retries": 0, "dead_letter_replication": -1, "lease_s": 0.1}
+_LEAST = {
+    "linger_ms": 0,
+    "max_retries": 0,
+    "backlog_max_bytes": 0,
+    "dead_letter_replication": -1,
+    "lease_s": 0.1,
+    "success_events_per_s": -1,
+    "success_logs_per_s": -1,
+    "metrics_port": 0,
+    "metrics_topics": 0,
+}
 """The least value of numbers for which greater than 0 is not the rule."""
 
 _OURS = {"visibility_timeout", "socket_timeout", "socket_connect_timeout"}
 """Options of kombu's Redis transport that have a setting of their own."""
 
 
+_given: dict[str, Any] = {}
+
+
+def give(given: Mapping[str, Any]) -> None:
+    """Let `current` take these where the environment says nothing, in place of any that were given before.
+
+    They are looked at when they are needed, so that a wrong one is an error of who sends, and not of this call.
+
+    Args:
+        given: an application's own configuration, by the names of the variables.
+    """
+    global _given
+    _given = dict(given)
+    current.cache_clear()
+
+
 @functools.cache
 def current() -> Settings:
-    """The settings of this process, read from the environment when first asked for."""
-    return Settings.from_env()
+    """The settings of this process, read when first asked for: the environment, then what `give` was given.
+
+    Raises:
+        SettingsError: a setting is wrong.
+    """
+    return Settings.from_env(_given | os.environ)
+
+
+def read(variable: str, value: Any) -> tuple[str, Any]:
+    """The name of the field that a variable sets, and what to.
+
+    Raises:
+        SettingsError: there is no such setting, or it is malformed.
+    """
+    known = {f.name: f for f in fields(Settings)}
+    name = variable.removeprefix(ENV_PREFIX).lower()
+    if name not in known or variable != _variable(name):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {_variable(near[0])}?" if near else "the settings page lists them all"
+        raise SettingsError(f"{variable} is not a setting; {hint}")
+    return name, _parse(variable, known[name], value)
 
 
 def masked_url(url: str) -> str:
@@ -401,32 +516,51 @@ def _mask(f: Field[Any], value: Any) -> str:
     return "{" + ", ".join(f"{name!r}: ***" for name in value) + "}"
 
 
-def _parse(variable: str, f: Field[Any], text: str) -> Any:
+def _parse(variable: str, f: Field[Any], value: Any) -> Any:
     """The value of one variable; the type of the field decides. Never quotes what may be secret."""
-    shown = "(not shown)" if f.metadata["secret"] else repr(text)
-    kind = str(f.type)
+    shown = "(not shown)" if f.metadata["secret"] else repr(value)
+    kind = str(f.type).partition("[")[0]
     try:
-        if kind == "int":
-            return int(text)
-        if kind == "float":
-            return float(text)
-        if kind == "bool":
-            return {
-                "1": True,
-                "true": True,
-                "yes": True,
-                "on": True,
-                "0": False,
-                "false": False,
-                "no": False,
-                "off": False,
-            }[text.strip().lower()]
-        if kind.startswith("dict"):
-            value = json.loads(text)
-            if not isinstance(value, dict):
-                raise TypeError
-            return value
-    except (ValueError, KeyError, TypeError, RecursionError):
-        wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, "a JSON object")
-        raise SettingsError(f"{variable}={shown} must be {wanted} ({f.metadata['unit']})") from None
-    return text
+        return _PARSERS[kind](value) if isinstance(value, str) else _of_type(kind, value)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise SettingsError(f"{variable}={shown} must be {_WANTED[kind]} ({f.metadata['unit']})") from None
+
+
+def _of_type(kind: str, value: Any) -> Any:
+    if kind == "dict" and isinstance(value, Mapping):
+        return json.loads(json.dumps(dict(value)))  # what the environment could not carry, a worker would not get
+    if kind == "float" and type(value) is int:
+        return float(value)
+    if type(value).__name__ != kind:
+        raise TypeError
+    return value
+
+
+def _boolean(text: str) -> bool:
+    return _BOOLEANS[text.strip().lower()]
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError
+    return value
+
+
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": _boolean,
+    "dict": _json_object,
+}
+
+_WANTED = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "a JSON object",
+}

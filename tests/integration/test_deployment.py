@@ -36,6 +36,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 
 from kafka_delivery.settings import ENV_PREFIX, Settings
 from kafka_delivery_worker.embedded import OrphanGuard, free_port
+from scraping import scrape
 from servers import (
     Consumed,
     KafkaLike,
@@ -285,7 +286,7 @@ def test_services_wait_for_services_that_can_be_waited_for() -> None:
 
 def test_ports_are_published_on_the_loopback_interface_only() -> None:
     published = [port for service in services().values() for port in service.get("ports", [])]
-    assert len(published) == 3
+    assert len(published) == 4
     for port in published:
         assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port)
 
@@ -316,7 +317,7 @@ def test_there_can_be_many_workers_and_each_may_stop_in_peace() -> None:
 
 def test_settings_are_known_and_go_to_our_services_only() -> None:
     ours = {name for name, service in services().items() if service.get("build") == "."}
-    assert ours == {"topics", "worker", "flower"}
+    assert ours == {"topics", "worker", "flower", "exporter"}
     for name, service in services().items():
         given = {variable for variable in service.get("environment", {}) if variable.startswith(ENV_PREFIX)}
         if name in ours:
@@ -407,6 +408,7 @@ def test_redis_takes_its_command_line(compose_redis: RealRedis, tmp_path: Path) 
     assert subprocess.run([shell, option, nobody], capture_output=True).returncode != 0
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_kafka_takes_its_environment(compose_kafka: RealKafka) -> None:
     variables = services()["kafka"]["environment"]
@@ -458,6 +460,7 @@ def test_flower_asks_for_the_password(container: dict[str, dict[str, str]], tmp_
     port = free_port()
     inside = services()["flower"]["ports"][0].rpartition(":")[2]
     argv = [part.replace(inside, str(port)) for part in command("flower")]
+    assert "--address=0.0.0.0" in argv, "what is published is the container's address, and not its loopback"
     assert argv != command("flower"), "it listens on the port that is published"
     with running([*argv, "--address=127.0.0.1"], container["flower"], tmp_path):
         wait_until(lambda: status(f"http://127.0.0.1:{port}/healthcheck") == 200, START_S, "Flower did not start")
@@ -468,6 +471,25 @@ def test_flower_asks_for_the_password(container: dict[str, dict[str, str]], tmp_
         check = [part.replace(inside, str(port)) for part in health_check("flower")]
         run(check, container["flower"], tmp_path)
     assert subprocess.run(check, env=container["flower"], cwd=tmp_path, capture_output=True).returncode != 0
+
+
+@pytest.mark.real
+def test_the_exporter_tells_of_the_fleet_and_stops(container: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    port = free_port()
+    inside = services()["exporter"]["ports"][0].rpartition(":")[2]
+
+    def here(argv: list[str]) -> list[str]:
+        return [part.replace(inside, str(port)).replace("0.0.0.0", "127.0.0.1") for part in argv]  # noqa: S104
+
+    assert here(command("exporter")) != command("exporter"), "it listens on the port that is published"
+    check = here(health_check("exporter"))
+    with running(here(command("exporter")), container["exporter"], tmp_path) as exporter:
+        wait_until(lambda: status(f"http://127.0.0.1:{port}/metrics") == 200, START_S, "the exporter did not start")
+        run(check, container["exporter"], tmp_path)
+        assert scrape(port).sum("kafka_delivery_up") == 1
+        exporter.send_signal(getattr(signal, last("STOPSIGNAL")))
+        assert exporter.wait(10) == 0
+    assert subprocess.run(check, env=container["exporter"], cwd=tmp_path, capture_output=True).returncode != 0
 
 
 def _topics(admin: AdminClient) -> dict[str, Any]:
@@ -498,15 +520,22 @@ def test_honcho_runs_the_procfile_and_ends_all_of_it(
         }
     )
     shutil.copy(PROCFILE, tmp_path)  # honcho runs everything, and reads .env, where the Procfile is
-    with running(["honcho", "--no-colour", "start", "-f", "Procfile"], environ, tmp_path) as honcho:
+    start = ["honcho", "--no-colour", "start", "-f", "Procfile", "--concurrency", "worker=2"]
+    with running(start, environ, tmp_path) as honcho:
         wait_until(lambda: status(f"http://127.0.0.1:{port}/healthcheck") == 200, START_S, "Flower did not start")
         assert status(f"http://127.0.0.1:{port}/") == 401
         run([sys.executable, "-c", SEND, topic, "deployment-2"], environ, tmp_path)
         wait_until(lambda: _ids(kafka, topic) == ["deployment-2"], 20, "the record did not arrive")
+        ready = re.compile(r"worker\.\d .* (worker-\d+@\S+) ready\.$", re.MULTILINE)
+        wait_until(
+            lambda: len(set(ready.findall((tmp_path / "output.log").read_text()))) == 2,
+            START_S,
+            "two workers, each with a name of its own, are not ready",
+        )
         honcho.terminate()
         honcho.wait(STOP_S)
         log = (tmp_path / "output.log").read_text()
         assert "SIGKILL" not in log, "what honcho sends when 5 s were not enough"
-        for process in ("worker.1", "flower.1"):
+        for process in ("worker.1", "worker.2", "flower.1"):
             assert f"{process} stopped" in log, "what honcho says when nobody holds the other end of its pipe"
     assert status(f"http://127.0.0.1:{port}/healthcheck") is None

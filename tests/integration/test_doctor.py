@@ -147,6 +147,15 @@ def test_a_redis_that_fills_up_is_a_warning(start_redis: Callable[..., RealRedis
 
 
 @pytest.mark.real
+@pytest.mark.parametrize(("limit", "bad"), [("70000000", {}), ("200000000", {"redis-memory": "warning"})])
+def test_a_limit_for_new_sends_that_is_never_reached_is_a_warning(
+    start_redis: Callable[..., RealRedis], mock_kafka: MockKafka, limit: str, bad: dict[str, str]
+) -> None:
+    server = start_redis(maxmemory="100mb")
+    assert examined(server.url, mock_kafka.bootstrap_servers, BACKLOG_MAX_BYTES=limit).bad() == bad
+
+
+@pytest.mark.real
 def test_a_redis_with_room_for_few_more_clients_is_a_warning(
     start_redis: Callable[..., RealRedis], mock_kafka: MockKafka
 ) -> None:
@@ -297,6 +306,7 @@ def test_a_kafka_that_is_away_is_an_error_with_its_reason(redis_url: str) -> Non
     assert found.seconds < 20
 
 
+@pytest.mark.slow
 def test_a_kafka_that_hangs_does_not_hang_the_command(redis_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are accepted, nobody ever answers
         found = examined(redis_url, f"127.0.0.1:{silent.getsockname()[1]}")
@@ -343,6 +353,7 @@ def test_a_mechanism_that_is_not_used_is_a_warning(redis_url: str, mock_kafka: M
     assert found.level("librdkafka") == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_password_that_kafka_refuses_is_an_error_and_is_not_shown(
     real_redis: RealRedis, real_kafka: RealKafka
@@ -438,20 +449,20 @@ def test_topics_that_refuse_what_callers_may_send_are_warnings(
 
 
 @pytest.mark.real
-def test_topics_that_confirm_nothing_or_forget_are_found(
+def test_topics_that_confirm_too_little_or_forget_are_found(
     real_redis: RealRedis, real_kafka: RealKafka, new_topic: str
 ) -> None:
     real_kafka.create_topic(new_topic, min_insync_replicas=2)
     real_kafka.create_topic(f"{new_topic}-dlq", cleanup_policy="compact", retention_ms=-1)
     found = examined(real_redis.url, real_kafka.bootstrap_servers, "--topic", new_topic)
-    assert found.level("topic-durability", f"{new_topic} confirms") == "error"
+    assert found.level("topic-durability", f"{new_topic} confirms") == "warning"
     assert found.level("topic-durability", f"{new_topic}-dlq confirms") == "ok"
     assert found.level("dead-letter-topic", "for ever") == "warning"
-    assert found.code == 1
+    assert found.code == 0
 
 
 @pytest.mark.parametrize(
-    ("copies", "least", "level"), [(1, 1, "ok"), (3, 1, "warning"), (3, 2, "ok"), (3, 3, "ok"), (2, 3, "error")]
+    ("copies", "least", "level"), [(1, 1, "ok"), (3, 1, "warning"), (3, 2, "ok"), (3, 3, "ok"), (2, 3, "warning")]
 )
 def test_confirmed_by_one_of_many_replicas_is_a_warning(copies: int, least: int, level: str) -> None:
     assert doctor._durability("orders", copies, least).level == level
@@ -498,6 +509,7 @@ def test_a_name_that_no_topic_can_have_is_an_error(redis_url: str, mock_kafka: M
     assert found.level("topic", "tttt' cannot be") == "error"
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_tell_its_settings_is_a_warning(redis_url: str, mock_kafka: MockKafka) -> None:
     mock_kafka.create_topic("orders")  # the mock does not answer the request for them
     found = examined(redis_url, mock_kafka.bootstrap_servers, "--topic", "orders")

@@ -182,14 +182,14 @@ def test_a_topic_error_lasts_until_it_is_cleared(mock_kafka: MockKafka, client: 
 def test_a_slow_broker_answers_late(mock_kafka: MockKafka, client: Client) -> None:
     mock_kafka.create_topic("topic", 1)
     assert client.send("topic") == 0
-    mock_kafka.delay(-1, 400)
+    mock_kafka.delay(-1, 1_500)
     started = time.monotonic()
     assert client.send("topic") == 0
-    assert time.monotonic() - started >= 0.4
+    assert time.monotonic() - started >= 1.5
     mock_kafka.delay(-1, 0)
     started = time.monotonic()
     assert client.send("topic") == 0
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 1.5
 
 
 def test_another_process_can_use_the_mock(mock_kafka: MockKafka) -> None:
@@ -364,6 +364,7 @@ def test_a_missing_server_fails_in_ci_only(
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_kafka_keeps_what_it_confirmed_over_a_kill(real_kafka: RealKafka) -> None:
     real_kafka.create_topic("killed", 2)
     client = Client(real_kafka.bootstrap_servers, message_timeout_ms=60_000)

@@ -17,8 +17,11 @@ from typing import Any
 
 import pytest
 import redis
+from celery.exceptions import TaskRevokedError
+from celery.states import REVOKED, SUCCESS
+from kombu.exceptions import EncodeError
 
-from kafka_delivery import EnqueueError, InvalidRecordError, Record, dead_letter, send, send_many
+from kafka_delivery import EnqueueError, InvalidRecordError, Record, app, dead_letter, send, send_many
 from kafka_delivery_worker.embedded import Valkey, free_port
 from servers import OtherKafka, RealRedis, have_real_redis, missing, wait_until
 from stack import Stack, stack
@@ -283,6 +286,13 @@ def test_a_refused_record_never_reaches_redis(application: Stack) -> None:
     assert application.redis.dbsize() == 0
 
 
+def test_an_option_that_cannot_be_written_is_not_blamed_on_redis(application: Stack) -> None:
+    """Who sends again upon an EnqueueError would do so for ever."""
+    with pytest.raises(EncodeError):
+        send.apply_async(("orders", "v"), link=object())
+    assert application.redis.dbsize() == 0
+
+
 class TestMessage:
     """What Flower, events, logs and `redis-cli` show of a message that waits."""
 
@@ -325,6 +335,10 @@ class TestMessage:
         assert ids(application.redis) == sent
 
 
+LARGE = [Record("orders", "x" * 300_000) for _ in range(5)]
+"""A batch that goes in three messages."""
+
+
 class TestResult:
     def test_has_the_message_id(self, application: Stack) -> None:
         assert send.delay("orders", "v", message_id="mine").id == "mine"
@@ -334,3 +348,19 @@ class TestResult:
         for result in (send.apply_async(("orders", "v"), countdown=1), send.delay("orders", "v")):
             assert result.ignored
             assert result.get(timeout=2) is None
+
+    @pytest.mark.parametrize("options", [{}, {"countdown": 1}], ids=["plain", "through Celery"])
+    def test_of_a_large_batch_too(self, options: dict[str, Any], application: Stack) -> None:
+        result = send_many.apply_async((LARGE,), **options)
+        assert len(messages(application.redis)) == 3
+        assert result.get(timeout=2) is None
+
+    def test_of_a_large_batch_is_the_error_of_a_part(self, application: Stack) -> None:
+        result: Any = send_many.apply_async((LARGE,), ignore_result=False)
+        first, second, third = result.results
+        for part in (first, third):
+            app.backend.store_result(part.id, [{"outcome": "delivered"}], SUCCESS)
+        app.backend.store_result(second.id, TaskRevokedError("revoked"), REVOKED)
+        assert isinstance(result.get(timeout=2, propagate=False), TaskRevokedError)
+        with pytest.raises(TaskRevokedError):
+            result.get(timeout=2)

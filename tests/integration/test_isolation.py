@@ -254,6 +254,37 @@ def test_a_forked_child_sends_over_a_connection_of_its_own(
     assert connections >= 3
 
 
+def test_a_forked_child_hears_results_over_a_connection_of_its_own(redis_url: str) -> None:
+    """On a shared one each would read, and lose, what is meant for the other."""
+    found = run(
+        """
+        import os
+        from kafka_delivery import app, send
+
+        def hears():
+            sent = send.apply_async(("orders", "v"), ignore_result=False)
+            app.backend.store_result(sent.id, sent.id, "SUCCESS")  # as a worker does
+            return sent.get(timeout=5) == sent.id
+
+        def socket():
+            return app.backend.result_consumer._pubsub.connection._sock.getsockname()
+
+        before = hears(), socket()
+        result, report = os.pipe()
+        if os.fork() == 0:
+            try:
+                os.write(report, json.dumps([hears(), socket() != before[1]]).encode())
+            finally:
+                os._exit(0)
+        os.close(report)
+        child = json.loads(os.fdopen(result).read())
+        print(json.dumps([before[0], child, hears(), socket() == before[1]]))
+        """,
+        redis_url,
+    )
+    assert found == [True, [True, True], True, True]
+
+
 @pytest.mark.parametrize(
     "call",
     ["send.delay('orders', 'v')", "send.apply_async(('orders', 'v'), countdown=1)"],

@@ -5,6 +5,8 @@ One body for Valkey and Redis. This is the last place where a record can be: wha
 
 from __future__ import annotations
 
+import itertools
+import json
 import threading
 import time
 import uuid
@@ -17,7 +19,9 @@ from typing import Any
 import pytest
 import redis
 
-from kafka_delivery.names import PARKED, PARKED_INDEX
+from kafka_delivery import Record
+from kafka_delivery.errors import ParkingFullError
+from kafka_delivery.names import PARKED, PARKED_INDEX, PARKED_ROOM
 from kafka_delivery_worker import parking
 from kafka_delivery_worker.embedded import Valkey
 from kafka_delivery_worker.parking import Parked, ParkingStore
@@ -35,7 +39,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def client(server: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(server, socket_timeout=5) as connected:
-        connected.delete(PARKED, PARKED_INDEX)
+        connected.delete(PARKED, PARKED_INDEX, PARKED_ROOM)
         yield connected
 
 
@@ -174,7 +178,7 @@ def test_what_is_removed_leaves_nothing_behind(store: ParkingStore, client: redi
     assert store.get("id-1") is None
     assert [listed.id for listed in store.list()] == ["id-2"]
     store.remove("id-2")
-    assert not client.exists(PARKED, PARKED_INDEX)
+    assert not client.exists(PARKED, PARKED_INDEX, PARKED_ROOM)
 
 
 def test_what_was_parked_again_since_it_was_listed_stays(store: ParkingStore, clock: SimpleNamespace) -> None:
@@ -257,7 +261,7 @@ def test_two_prefixes_are_two_stores(store: ParkingStore, client: redis.Redis) -
     other = ParkingStore(client, "other:")
     other.park(item())
     assert (store.count(), other.count()) == (0, 1)
-    assert set(client.keys("other:*")) == {f"other:{name}".encode() for name in (PARKED, PARKED_INDEX)}
+    assert set(client.keys("other:*")) == {f"other:{name}".encode() for name in (PARKED, PARKED_INDEX, PARKED_ROOM)}
     other.remove("id-1")
 
 
@@ -287,3 +291,228 @@ def test_sixteen_threads_that_park_different_contents_of_one_id_keep_all(store: 
     assert len(set(kept)) == store.count() == 16
     found = [store.get(kept_id) for kept_id in kept]
     assert sorted(one.data for one in found if one is not None) == [*range(16)]
+
+
+class TestRoom:
+    """What is parked takes no more of Redis than it may, counted in the step that parks it."""
+
+    ROOM = 20_000
+
+    @pytest.fixture
+    def moment(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """The process's clock, which decides when a full store is asked again."""
+        hands = SimpleNamespace(s=1000.0)
+        monkeypatch.setattr(parking, "monotonic", lambda: hands.s)
+        return hands
+
+    @pytest.fixture
+    def bounded(self, client: redis.Redis, moment: SimpleNamespace) -> ParkingStore:
+        return ParkingStore(client, max_bytes=self.ROOM)
+
+    def fill(self, bounded: ParkingStore) -> int:
+        for number in range(1000):
+            try:
+                bounded.park(item(f"id-{number}", "x" * 500))
+            except ParkingFullError:
+                return number
+        raise AssertionError("it was never full")
+
+    def test_a_full_store_refuses_and_keeps_what_it_has(self, bounded: ParkingStore) -> None:
+        kept = self.fill(bounded)
+
+        items, taken, room = bounded.usage()
+        assert (items, room) == (kept, self.ROOM)
+        assert self.ROOM - 2000 < taken <= self.ROOM
+        assert {listed.id for listed in bounded.list()} == {f"id-{number}" for number in range(kept)}
+
+    def test_what_it_takes_is_what_redis_says(self, bounded: ParkingStore, client: redis.Redis) -> None:
+        self.fill(bounded)
+        really = sum(client.memory_usage(key, samples=0) or 0 for key in (PARKED, PARKED_INDEX, PARKED_ROOM))
+        assert 0.75 * really < bounded.usage().bytes < 1.25 * really
+
+    def test_there_is_room_again_when_something_left(self, bounded: ParkingStore, moment: SimpleNamespace) -> None:
+        kept = self.fill(bounded)
+        bounded.remove("id-0")
+        moment.s += 61
+        assert bounded.park(item("late", "x" * 500)) == "late"
+        assert bounded.usage().items == kept
+
+    def test_what_is_parked_already_is_taken_also_by_a_full_store(
+        self, bounded: ParkingStore, moment: SimpleNamespace, clock: SimpleNamespace
+    ) -> None:
+        """It was sent again and came back, before its old place was taken out: refused, it would be lost then."""
+        self.fill(bounded)
+        (old,) = [listed for listed in bounded.list() if listed.id == "id-3"]
+        clock.ms += 1
+        moment.s += 61
+        assert bounded.park(item("id-3", "x" * 500, error_message="again" * 1000)) == "id-3"
+        assert not bounded.remove("id-3", old.parked_at_ms)
+
+    def test_a_full_store_is_asked_ever_more_seldom(self, bounded: ParkingStore, moment: SimpleNamespace) -> None:
+        self.fill(bounded)
+        asked = []
+        for _ in range(400):
+            before = bounded._full_until
+            with pytest.raises(ParkingFullError) as refused:
+                bounded.park(item("late", "x" * 500))
+            assert refused.value.retry_after >= bounded._full_until - moment.s
+            if bounded._full_until != before:
+                asked.append(moment.s)
+            moment.s += 1
+        pauses = [round(after - before) for before, after in itertools.pairwise(asked)]
+        assert pauses[:5] == [4, 8, 16, 32, 60]
+        assert set(pauses[5:]) == {60}
+
+    def test_threads_that_are_refused_together_are_refused_once(
+        self, bounded: ParkingStore, moment: SimpleNamespace, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Else the pause of the first time would be the longest: a worker has thirty-two of them."""
+        self.fill(bounded)
+        moment.s += 61
+        caplog.clear()
+        ask, all_have_asked = bounded._park, threading.Barrier(16)
+
+        def together(keys: Any, arguments: Any) -> Any:
+            answer = ask(keys, arguments)
+            all_have_asked.wait(10)
+            return answer
+
+        bounded._park = together
+
+        def park(number: int) -> str:
+            with pytest.raises(ParkingFullError):
+                bounded.park(item(f"late-{number}", "x" * 500))
+            return "refused"
+
+        assert len(_together(16, park)) == 16
+        assert bounded._full_until == moment.s + 2 * parking.FIRST_PAUSE_S
+        assert len(caplog.records) == 1
+
+    def test_one_that_found_room_ends_the_pause(self, bounded: ParkingStore, moment: SimpleNamespace) -> None:
+        self.fill(bounded)
+        moment.s += 3
+        with pytest.raises(ParkingFullError):
+            bounded.park(item("large", "x" * self.ROOM))
+        bounded.remove("id-0")
+        moment.s += 5
+        bounded.park(item("small", "x" * 10))
+        with pytest.raises(ParkingFullError):
+            bounded.park(item("large", "x" * self.ROOM))
+        assert bounded._full_until == moment.s + parking.FIRST_PAUSE_S
+
+    def test_the_count_is_exact_whatever_comes_and_goes(self, bounded: ParkingStore, client: redis.Redis) -> None:
+        for number in range(12):
+            bounded.park(item(f"id-{number}", "x" * 37 * number))
+        bounded.park(item("id-3", "x" * 37 * 3, error_message="a longer reason"))
+        bounded.park(item("id-3", "other"))
+        for number in range(0, 12, 2):
+            bounded.remove(f"id-{number}")
+        counted = bounded.usage()
+        client.delete(PARKED_ROOM)  # so that it is counted anew
+        assert bounded.usage() == counted
+
+    def test_items_of_older_workers_count(self, bounded: ParkingStore, client: redis.Redis) -> None:
+        bounded.park(item("id-0", "x" * 100))
+        one = bounded.usage().bytes
+        for number in range(1, 10):
+            old_park(client, f"id-{number}", client.hget(PARKED, "id-0") or b"")
+        assert bounded.usage() == (10, 10 * one, self.ROOM)  # estimated
+        bounded.park(item("id-10", "x" * 1000))
+        old_park(client, "id-11", b"x" * 5000)
+        assert bounded.usage().bytes < 11 * one + 3000
+        client.hset(PARKED_ROOM, "counted_at", int(client.time()[0]) - 61)
+        assert bounded.usage().bytes > 10 * one + 6000  # counted
+        client.hdel(PARKED, "id-11")
+        client.zrem(PARKED_INDEX, "id-11")
+        client.hset(PARKED_ROOM, "counted_at", int(client.time()[0]) - 61)
+        assert bounded.usage().bytes < 11 * one + 3000
+
+    def test_a_store_that_an_older_version_filled_is_full(self, bounded: ParkingStore, client: redis.Redis) -> None:
+        for number in range(10):
+            old_park(client, f"id-{number}", b"x" * 5000)
+        with pytest.raises(ParkingFullError):
+            bounded.park(item("late"))
+        assert bounded.count() == 10
+
+    def test_of_sixteen_threads_no_more_find_room_than_there_is(self, client: redis.Redis) -> None:
+        one = ParkingStore(client)
+        one.park(item("first", "x" * 500))
+        room = 8 * one.usage().bytes + 50
+
+        def park(number: int) -> str:
+            try:
+                return ParkingStore(client, max_bytes=room).park(item(f"id-{number}", "x" * 500))
+            except ParkingFullError:
+                return ""
+
+        kept = [item_id for item_id in _together(16, park) if item_id]
+        assert len(kept) == 7
+        assert one.count() == 8
+
+    def test_what_is_refused_for_want_of_room_is_not_what_redis_refuses(self, moment: SimpleNamespace) -> None:
+        with redis.Redis(port=1) as nobody, pytest.raises(redis.RedisError):
+            ParkingStore(nobody, max_bytes=self.ROOM).park(item())
+
+
+def old_park(client: redis.Redis, item_id: str, stored: bytes | str) -> None:
+    """As a worker of an older version parks: it counts nothing."""
+    client.hset(PARKED, item_id, stored)
+    client.zadd(PARKED_INDEX, {item_id: 1})
+
+
+def test_an_item_of_a_newer_version_can_be_read(store: ParkingStore, client: redis.Redis) -> None:
+    store.park(item(data=["v"]))
+    stored = json.loads(client.hget(PARKED, "id-1") or b"")
+    client.hset(PARKED, "id-1", json.dumps(stored | {"more": 1}))
+    found = store.get("id-1")
+    assert found is not None
+    assert found.data == ["v"]
+
+
+def test_an_item_of_an_older_version_can_be_read(store: ParkingStore, client: redis.Redis) -> None:
+    store.park(item(data=["v"]))
+    stored = json.loads(client.hget(PARKED, "id-1") or b"")
+    client.hset(PARKED, "id-1", json.dumps({k: v for k, v in stored.items() if k not in ("size", "sha256")}))
+    (found,) = store.list()
+    assert (found.data, found.size) == (["v"], None)
+
+
+def test_many_of_one_millisecond_are_listed_once_each(store: ParkingStore, clock: SimpleNamespace) -> None:
+    for number in range(350):
+        clock.ms += number == 120
+        store.park(item(f"id-{number}", number))
+    listed = [found.data for found in store.list()]
+    assert sorted(listed) == [*range(350)]
+
+
+def test_what_is_parked_while_it_is_listed_is_left_out(store: ParkingStore, clock: SimpleNamespace) -> None:
+    """Otherwise sending all again would never end while they come back."""
+    for number in range(150):
+        clock.ms += 1
+        store.park(item(f"id-{number}", number))
+    listed = []
+    for found in store.list():
+        listed.append(found.data)
+        clock.ms += 1
+        store.park(item(found.id, found.data, error_message="again"))
+        assert len(listed) <= 150
+    assert len(set(listed)) == len(listed)
+
+
+def test_a_stretch_of_time(store: ParkingStore, clock: SimpleNamespace) -> None:
+    start = clock.ms
+    for number in range(5):
+        store.park(item(f"id-{number}", number))
+        clock.ms += 10
+    assert [found.data for found in store.list(start + 10, start + 30)] == [1, 2]
+    assert [found.data for found in store.list(since_ms=start + 31)] == [4]
+    assert [found.data for found in store.list(until_ms=start)] == []
+
+
+def test_a_record_says_what_a_filter_asks(store: ParkingStore) -> None:
+    record = Record("orders", b"\xff", b"k\x00", [("a", b"1"), ("a", None)], message_id="id-1")
+    store.park(item(data=record.to_wire("default"), content="record", **parking.fingerprint(record.value_bytes)))
+    found = store.get("id-1")
+    assert found is not None
+    assert (found.message_id, found.key, found.headers) == ("id-1", b"k\x00", [("a", b"1"), ("a", None)])
+    assert (found.size, found.sha256) == (1, "a8100ae6aa1940d0b663bb31cd466142ebbdbd5187131b92d93818987832eb89")

@@ -37,9 +37,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     taken: list[str] = []
     original = base.publish
 
-    def publish(app: Any, task: Any, queue: str, task_id: str, *rest: Any) -> None:
+    def publish(app: Any, task: Any, queue: str, task_id: str, *rest: Any, **more: Any) -> None:
         taken.append(task_id)
-        original(app, task, queue, task_id, *rest)
+        original(app, task, queue, task_id, *rest, **more)
 
     monkeypatch.setattr(base, "publish", publish)
     return taken

@@ -70,6 +70,7 @@ def test_programs_get_one_object(delivery: Stack) -> None:
     fill(delivery)
     none = {"delivered": 0, "retried": 0, "deferred": 0, "dead-lettered": 0, "parked": 0}
     found = status(delivery)
+    assert 0 < found["parked"].pop("bytes") < found["parked"]["max_bytes"]
     until = found["next_due"]["kafka-delivery"].pop("in_s")
     assert until == pytest.approx(DUE_MS / 1000 - time.time(), abs=30)
     assert found == {
@@ -79,7 +80,7 @@ def test_programs_get_one_object(delivery: Stack) -> None:
         "next_due": {"kafka-delivery": {"at": DUE}, "kafka-delivery-dlq": None},
         "put_aside": {"orders": 2},
         "in_flight": 3,
-        "parked": {"total": 3, "kinds": {"bug": 2, "dead-letter": 1}},
+        "parked": {"total": 3, "max_bytes": 512 * 2**20, "kinds": {"bug": 2, "dead-letter": 1}},
         "workers": [],
         "circuits": {"cluster": "closed"},
         "topics": {
@@ -107,6 +108,7 @@ def test_people_get_tables(delivery: Stack) -> None:
         "put aside until orders is well 2",
         "in flight 3",
         "parked 3",
+        "- of their room is taken 0.0%",
         "- bug 2",
         "- dead-letter 1",
         "workers none answered",
@@ -126,6 +128,7 @@ def test_what_is_overdue_is_shown_as_late(delivery: Stack) -> None:
     assert re.search(r"the next is due +│ .*Z, \d+ s late", delivery.command("status").stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["celery", "leased"])
 def test_what_workers_do_is_seen(delivery: Stack, topic: str, tmp_path: Path, transport: str) -> None:
     worker = delivery.worker(TRANSPORT=transport)
@@ -134,8 +137,15 @@ def test_what_workers_do_is_seen(delivery: Stack, topic: str, tmp_path: Path, tr
         send.delay(topic, n.to_bytes())
     send.apply_async((topic, "later"), countdown=600)
     wait_until(lambda: status(delivery)["topics"].get(topic, {}).get("delivered") == 3, 20, "the counters")
+    # A record is counted before its message is let go of.
+    wait_until(lambda: not delivery.redis.llen("kafka-delivery") and delivery.waiting == 1, 20, "the later one alone")
+    found: dict[str, Any] = {}
 
-    found = status(delivery)
+    def answered() -> bool:
+        found.update(status(delivery))
+        return bool(found["workers"])
+
+    wait_until(answered, 20, "the worker to answer in time")
     # The worker of somebody else's app in the same database is alive too, but delivers nothing.
     (name,) = found["workers"]
     assert name.startswith("w0@")

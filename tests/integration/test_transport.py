@@ -14,6 +14,8 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,10 +36,10 @@ from kombu.asynchronous import Hub
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
-from kafka_delivery import app, base, celery_app, dead_letter, send, send_many
+from kafka_delivery import app, base, celery_app, dead_letter, names, send, send_many
 from kafka_delivery.delivery import BatchResult
 from kafka_delivery.names import GATE, HELD
-from kafka_delivery_worker import consumer, lane, pool, request, transport
+from kafka_delivery_worker import batch_lane, breaker, consumer, lane, pool, request, transport
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.lease import Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
@@ -53,6 +55,9 @@ OVERRIDDEN = {
     # Of ours: what the same method of kombu or Celery takes; "=" is a default.
     "Message.__init__": "self payload channel= **kwargs",
     "Message.serializable": "self",
+    "Message.body": "",
+    "Message.ack": "self multiple=",
+    "QoS.can_consume": "self",
     "QoS.append": "self message delivery_tag",
     "QoS.ack": "self delivery_tag",
     "QoS.reject": "self delivery_tag requeue=",
@@ -80,8 +85,10 @@ OVERRIDDEN = {
         "decoded= utc= maybe_make_aware= maybe_iso8601= **opts"
     ),
     "Request._announce_revoked": "self reason terminated signum expired",
+    "Request.on_failure": "self exc_info send_failed_event= return_ok=",
     "Request.reject": "self requeue=",
     "Request.info": "self safe=",
+    "Request.on_retry": "self exc_info",
     "Request.revoked": "self",
     "TaskPool.__init__": "self *args **kwargs",
     "TaskPool.register_with_event_loop": "self loop",
@@ -121,12 +128,13 @@ OF_CALLERS = {
     "Loader.read_configuration": "self env=",
     "DeliveryTask.max_retries": "",
     "DeliveryTask.apply_async": "self args= kwargs= task_id= producer= link= link_error= shadow= **options",
+    "DeliveryTask.signature": "self args= *starargs **starkwargs",
+    "DeliveryTask.AsyncResult": "self task_id **kwargs",
     "DeliveryTask.__call__": "self *args **kwargs",
     "DeliveryTask.retry": "self args= kwargs= exc= throw= eta= countdown= max_retries= **options",
     "Send.delay": "self *args **kwargs",
     "Send.run": "self *args **kwargs",
     "SendMany.delay": "self *args **kwargs",
-    "SendMany.apply_async": "self args= kwargs= task_id= producer= link= link_error= shadow= **options",
     "SendMany.run": "self *args **kwargs",
     "DeadLetter.delay": "self *args **kwargs",
     "DeadLetter.run": "self *args **kwargs",
@@ -379,8 +387,8 @@ class TestAsking:
         delays = []
         for n in range(7):
             published: list[float] = []
-            threading.Timer(
-                0.3 + n * 0.03, lambda n=n, p=published: (publish(redis_client, str(n)), p.append(time.monotonic()))
+            threading.Timer(  # noted first: the message may be here before the reply to its publisher
+                0.3 + n * 0.03, lambda n=n, p=published: (p.append(time.monotonic()), publish(redis_client, str(n)))
             ).start()
             broker.turn(lambda n=n: len(broker.got) > n)  # type: ignore[misc]
             delays.append(time.monotonic() - published[0])
@@ -516,7 +524,7 @@ class TestAnswers:
         """A server that hung works off what lies in its sockets, in any order; then the worker lives on for days."""
         broker.rest(0.5)
         publish(redis_client, "lost and found")
-        redis_client.eval(script("claim"), *lease.claim_arguments(1, [QUEUE], Settling([], [], [])))
+        redis_client.eval(script("claim"), *lease.claim_arguments(1, [QUEUE], Settling.nothing()))
         broker.turn(lambda: broker.got, 3)
         assert broker.names == ["lost and found"]
 
@@ -580,6 +588,44 @@ class TestRoom:
         again.rest(0.3)
         assert len(again.got) == 7
         again.close()
+
+    def test_what_is_stuck_for_a_topic_in_trouble_leaves_its_room_to_others(
+        self, lease: Lease, broker: Broker, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """But not more than as many again; and where it does not hold the pool's threads."""
+        publish(redis_client, *(str(n) for n in range(50)))
+        broker.consumer.qos(prefetch_count=10)
+        broker.turn(lambda: len(broker.got) == 10)
+        broker.rest(0.3)
+        assert len(broker.got) == 10
+        monkeypatch.setattr(breaker.current(), "tick", lambda: None)  # it would find nothing stuck
+        monkeypatch.setattr(breaker.current(), "stuck", 4)
+        broker.rest(0.3)
+        assert len(broker.got) == 10
+        monkeypatch.setattr(lease, "pool_keeps_reserved", True)
+        broker.turn(lambda: len(broker.got) == 14)
+        broker.rest(0.3)
+        assert len(broker.got) == 14
+        monkeypatch.setattr(breaker.current(), "stuck", 40)
+        broker.turn(lambda: len(broker.got) == 20)
+        broker.rest(0.3)
+        assert len(broker.got) == 20
+
+    def test_a_probe_comes_though_there_is_no_room(
+        self, lease: Lease, broker: Broker, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What fills it may be stuck for two minutes; kombu reads no answer either where nothing may be consumed."""
+        monkeypatch.setattr(lease, "pool_keeps_reserved", True)
+        publish(redis_client, *(str(n) for n in range(50)))
+        broker.consumer.qos(prefetch_count=10)
+        broker.turn(lambda: len(broker.got) == 10)
+        broker.rest(0.3)
+        monkeypatch.setattr(breaker.current(), "tick", lambda: None)  # it would take it back
+        monkeypatch.setattr(breaker.current(), "_granted", breaker.Probe(breaker.LOCAL, "token"))
+        broker.turn(lambda: len(broker.got) == 11, 2)
+        assert broker.got[-1].headers[names.PROBE] == "local|token"
+        broker.rest(0.3)
+        assert len(broker.got) == 11
 
     def test_bytes_are_bounded_over_claims(
         self, lease: Lease, redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
@@ -698,11 +744,11 @@ class TestClosing:
     ) -> None:
         """A worker that stops has claimed ahead; nobody would work on it any more."""
         sent = publish(redis_client, *(str(n) for n in range(1200)))
-        broker.turn(lambda: len(broker.got) == 500)
-        wait_until(lambda: len(held(redis_client)) == 1000, 5, "the claim ahead to be done")
+        broker.turn(lambda: len(broker.got) == transport.CLAIM)
+        wait_until(lambda: len(held(redis_client)) == 2 * transport.CLAIM, 5, "the claim ahead to be done")
         broker.consumer.cancel()
         broker.close()
-        assert len(broker.got) == 500
+        assert len(broker.got) == transport.CLAIM
         lease.stop()
         assert queued(redis_client) == sent
 
@@ -801,6 +847,12 @@ class TestMessage:
         if more == {}:
             assert ours.payload == theirs.payload == [["one"], {}, {}]
 
+    def test_the_breaker_may_look_while_the_connection_is_made_anew(self, broker: Broker) -> None:
+        """It does so in its own thread; an error would end its round, with all that comes after."""
+        kept, broker.channel.connection = broker.channel.connection, None
+        broker.channel._look()
+        broker.channel.connection = kept
+
     def test_its_body_is_decoded_when_somebody_looks(self, broker: Broker) -> None:
         looked = transport.Message(json.loads(message("one", body="not base64!")), channel=broker.channel)
         with pytest.raises(binascii.Error):
@@ -852,11 +904,11 @@ class Producer:
     def poll_by_caller(self, wake: Callable[[], None]) -> None:
         self.wake = wake
 
-    def produce(self, outgoing: Outgoing, on_report: Callable[[Report], None]) -> None:
+    def produce(self, outgoing: Outgoing, on_report: Callable[..., None], *what: Any) -> None:
         if self.fault:
             raise self.fault
         self.in_flight += 1
-        self.reports.append(on_report)
+        self.reports.append(partial(on_report, *what))
         self.wake()
 
     def serve(self, timeout_s: float) -> None:
@@ -873,7 +925,7 @@ class TestPool:
     def producer(self, lease: Lease, monkeypatch: pytest.MonkeyPatch) -> Producer:
         monkeypatch.setattr(pool, "process_lease", lambda: lease)
         made = Producer()
-        worker = SimpleNamespace(producer=made, breaker=SimpleNamespace(shut=False))
+        worker = SimpleNamespace(producer=made, breaker=SimpleNamespace(shut=False, stuck=0))
         monkeypatch.setattr(pool.engine, "current", lambda: worker)
         return made
 
@@ -900,8 +952,13 @@ class TestPool:
         later = hub.call_later
         hub.call_later = lambda delay, *args: (laters.append(delay), later(delay, *args))[1]
         reported: list[Report] = []
+
+        def report(_: str, one: Report) -> None:
+            ours.landed(1, 1)
+            reported.append(one)
+
         for _ in range(3):
-            ours.launch(OUTGOING, 1, reported.append)
+            ours.launch(OUTGOING, 1, report, "what")
             ours._polling = False
             producer.wake()
             ours.register_with_event_loop(hub)
@@ -916,19 +973,88 @@ class TestPool:
             next(loop)
         assert laters == [pool.POLL_S]
 
-    def test_what_fails_with_a_report_does_not_reach_librdkafka(self, ours: pool.TaskPool, producer: Producer) -> None:
-        def fail(report: Report) -> None:
-            raise RuntimeError("can't start new thread")
+    def test_reports_are_collected_whatever_else_is_due(
+        self, ours: pool.TaskPool, producer: Producer, hub: Hub
+    ) -> None:
+        """Kombu fires ten timers a turn, and a turn may take a second: behind a thousand nobody would look."""
+        fired: list[int] = []
+        for number in range(1_000):
+            hub.timer.call_at(time.monotonic() - 60, fired.append, (number,))
+        reported: list[Report] = []
+        ours.launch(OUTGOING, 1, lambda _, report: reported.append(report), "what")
+        loop = hub.create_loop()
+        while not reported:
+            assert len(fired) < 100
+            hub.call_soon(lambda: None)  # so that the turn does not wait
+            next(loop)
 
-        ours.launch(OUTGOING, 10, fail)
-        producer.serve(0)
-        assert (ours.in_flight, ours.bytes_in_flight) == (0, 0)
+    def test_after_each_poll_the_lanes_settle_what_was_reported(
+        self, ours: pool.TaskPool, producer: Producer, hub: Hub
+    ) -> None:
+        reported: dict[str, Report] = {}
+        settled: list[set[str]] = []
+        ours.lanes = {"task": SimpleNamespace(settle=lambda: settled.append(set(reported)))}
+        ours.launch(OUTGOING, 1, reported.__setitem__, "one")
+        ours._poll_on()
+        ours.launch(OUTGOING, 1, reported.__setitem__, "two")
+        ours._poll()
+        ours.launch(OUTGOING, 1, reported.__setitem__, "three")
+        ours.on_stop()
+        assert settled == [{"one"}, {"one", "two"}, {"one", "two", "three"}]
 
     def test_what_librdkafka_does_not_take_is_not_in_flight(self, ours: pool.TaskPool, producer: Producer) -> None:
         producer.fault = OverflowError("no such timestamp")
         with pytest.raises(OverflowError):
-            ours.launch(OUTGOING, 10, lambda _: None)
+            ours.launch(OUTGOING, 10, lambda *_: None, "what")
+        with pytest.raises(OverflowError):
+            ours.launch_all([OUTGOING] * 3, 10, lambda *_: None)
         assert (ours.in_flight, ours.bytes_in_flight) == (0, 0)
+
+    def test_a_batch_for_which_there_is_no_room_begins_when_there_is_in_order(
+        self, ours: pool.TaskPool, producer: Producer, hub: Hub
+    ) -> None:
+        begun: list[int] = []
+        producer.in_flight = pool.BATCHED
+        producer.reports = [lambda _: None] * pool.BATCHED
+        for number in range(3):
+            ours.when_room(partial(begun.append, number))
+        assert begun == []
+        ours._poll_on()
+        assert begun == [0, 1, 2]
+        ours.when_room(partial(begun.append, 3))
+        assert begun == [0, 1, 2, 3]
+
+    def test_batches_that_are_stuck_leave_their_room_to_others(self, ours: pool.TaskPool, producer: Producer) -> None:
+        """But not more than as many again."""
+        begun: list[int] = []
+        producer.in_flight = pool.BATCHED
+        producer.reports = [lambda _: None] * 2 * pool.BATCHED
+        ours._breaker.stuck = 3 * pool.BATCHED
+        ours.when_room(partial(begun.append, 1))
+        assert begun == [1]
+        producer.in_flight = 2 * pool.BATCHED
+        ours.when_room(partial(begun.append, 2))
+        assert begun == [1]
+
+    def test_one_that_cannot_begin_does_not_keep_the_next_from_it(
+        self, ours: pool.TaskPool, producer: Producer, hub: Hub
+    ) -> None:
+        begun: list[int] = []
+
+        def fail() -> None:
+            raise redis.ConnectionError
+
+        producer.in_flight = pool.BATCHED
+        ours.when_room(fail)
+        ours.when_room(partial(begun.append, 1))
+        producer.in_flight = 0
+        with pytest.raises(redis.ConnectionError):
+            ours._poll_on()
+        loop = hub.create_loop()
+        deadline = time.monotonic() + 5
+        while not begun:
+            assert time.monotonic() < deadline
+            next(loop)
 
     @pytest.mark.parametrize("fails", ["on_accepted", "on_success"])
     def test_a_message_whose_thread_fails_outside_of_its_task_goes_back(
@@ -961,16 +1087,35 @@ class TestPool:
         assert calls == ["reject requeue=True False"]
 
 
+class TestRequest:
+    @pytest.mark.parametrize(("countdown", "waits"), [(-1, False), (60, True)])
+    def test_what_is_due_does_not_wait_for_celerys_timer(self, countdown: float, waits: bool) -> None:
+        """That one does ten a turn; a topic that refuses thousands of records has thousands of retries due at once."""
+        eta = (datetime.now(UTC) + timedelta(seconds=countdown)).isoformat()
+        sent = kombu.Message(
+            body='[[[2, "", "t", "v"]], {}, {}]', content_type="application/json", content_encoding="utf-8",
+            headers={"id": "one", "task": send.name, "eta": eta}, delivery_info={},
+        )  # fmt: skip
+        made = request.Request(sent, app=app, task=send, headers=sent.headers, body=sent.body, decoded=False, utc=True)
+        assert (made.eta is not None) is waits
+        assert made.request_dict["eta"] == eta
+
+
 class TestLane:
     @pytest.fixture
     def ours(self) -> lane.Lane:
         ours = object.__new__(lane.Lane)
         ours.events = False
-        ours._engine = SimpleNamespace(outcomes={}, count=lambda *_: None)  # type: ignore[assignment]
-        ours._breaker = SimpleNamespace(failed=lambda *_: None, shut=False, shut_topics=set())  # type: ignore[assignment]
+        ours.pid = 1
+        nothing = dict.fromkeys(("sent_again", "tell_breaker", "delivered"), lambda *_: None)
+        ours._engine = SimpleNamespace(outcomes={}, **nothing)  # type: ignore[assignment]
+        ours._breaker = SimpleNamespace(shut=False, shut_topics=set())  # type: ignore[assignment]
+        ours._reports = {}
+        ours._reported = ours._reports.__setitem__
         ours._consumer = SimpleNamespace(call_soon_ack=lambda *_: None, on_task_message=set())
-        ours.pool = SimpleNamespace(stopping=False)
-        ours.app = ours.task = ours.hostname = ours.eventer = None
+        ours.pool = SimpleNamespace(stopping=False, landed=lambda *_: None)
+        ours.app = ours.hostname = ours.eventer = None
+        ours.task = send
         return ours
 
     @pytest.fixture
@@ -987,9 +1132,15 @@ class TestLane:
         raise RuntimeError("can't start new thread")
 
     def failed(self, ours: lane.Lane, sent: SimpleNamespace) -> None:
+        self.reported(ours, sent, Report(KafkaError(KafkaError._MSG_TIMED_OUT)))
+        ours.settle()
+
+    def reported(self, ours: lane.Lane, sent: SimpleNamespace, report: Report) -> lane.LaneRequest:
         request = lane.LaneRequest(sent, sent.headers, ours)
-        state.task_accepted(request)
-        ours._report(request, "topic", 1, Report(KafkaError(KafkaError._MSG_TIMED_OUT)))
+        request.topic, request.admission, request.size = "topic", 1, 10
+        lane.begun(request)
+        ours._reports[request] = report
+        return request
 
     def test_a_failed_send_that_cannot_go_on_goes_back(self, ours: lane.Lane, sent: SimpleNamespace) -> None:
         ours._resume = self.fail
@@ -1038,11 +1189,104 @@ class TestLane:
         self.failed(ours, sent)
         assert sent.done[2:] == ["reject requeue=True"], "it went Celery's way"
 
+    def test_all_reports_of_a_poll_are_told_at_once_by_what_they_were_sent_under(
+        self, ours: lane.Lane, sent: SimpleNamespace
+    ) -> None:
+        told: list[Any] = []
+        ours._engine.tell_breaker = lambda *what: told.append(what)  # type: ignore[method-assign]
+        ours._engine.delivered = lambda *what: told.append(what)  # type: ignore[method-assign]
+        ours.pool.landed = lambda *what: told.append(what)
+        ours._resume = self.fail
+        good, bad = Report(None, None, 0, 7, 1), Report(KafkaError(KafkaError._MSG_TIMED_OUT))
+        for number, report in enumerate((good, bad, good)):
+            sent.headers = {"id": str(number), "task": send.name}
+            self.reported(ours, sent, report)
+        self.reported(ours, sent, good).admission = 2
+        ours.settle()
+        assert told == [
+            (3, 30), (1, "topic", [good, bad, good]), ("topic", [("0", good), ("2", good)]),
+            (1, 10), (2, "topic", [good]), ("topic", [("2", good)]),
+        ]  # fmt: skip
+        assert sorted(sent.done) == ["ack", "ack", "ack", "reject requeue=True"]
+        ours.settle()
+        assert len(told) == 6
+
+    def test_events_that_redis_does_not_take_hold_up_no_other_send(
+        self, ours: lane.Lane, sent: SimpleNamespace
+    ) -> None:
+        ours.eventer = SimpleNamespace(send=self.fail)
+        for number in range(2):
+            sent.headers = {"id": str(number), "task": send.name}
+            self.reported(ours, sent, Report(None)).told = True
+        ours.settle()
+        assert sent.done == ["ack", "ack"]
+        assert (state.requests, len(state.active_requests)) == ({}, 0)
+
+    def test_what_an_earlier_connection_sent_is_settled_by_the_lane_of_the_next(
+        self, ours: lane.Lane, sent: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The pool knows only the lanes of the connection that it has."""
+        monkeypatch.setattr(lane.engine, "current", lambda: SimpleNamespace(**vars(ours._engine), breaker=None))
+        monkeypatch.setattr(lane.stock, "default", lambda *_: "strategy")
+        ours.pool.lanes = {}
+        consumer_ = SimpleNamespace(pool=ours.pool, hostname="", event_dispatcher=None)
+        for kind in (lane.Lane, batch_lane.BatchLane):
+            assert lane.lane_of(kind, send, app, consumer_) == "strategy"
+            before = ours.pool.lanes[send.name]
+            request = self.reported(before, sent, Report(None))
+            record = Outgoing("topic", b"", None, [], None, 1)
+            if isinstance(before, batch_lane.BatchLane):
+                sent.body = b""
+                batch = batch_lane.Batch(request, ["one"], [record], {"topic": 1}, {0: Report(None)})
+                before._batches.append(batch)
+            lane.lane_of(kind, send, app, consumer_)
+            assert ours.pool.lanes[send.name] is not before
+            ours.pool.lanes[send.name].settle()
+            assert (sent.done.pop(), sent.done, state.requests) == ("ack", [], {})
+            ours.pool.lanes.clear()
+
     def test_one_that_cannot_be_launched_is_not_active(self, ours: lane.Lane, sent: SimpleNamespace) -> None:
         ours.pool.launch = self.fail
         with pytest.raises(RuntimeError):
             ours._start(sent, sent.headers, OUTGOING, 1, 10)
         assert (state.requests, len(state.active_requests), len(state.reserved_requests)) == ({}, 0, 0)
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_a_batch_tells_the_circuits_poll_by_poll_and_is_done_with_its_last_report(
+        self, ours: lane.Lane, sent: SimpleNamespace, fails: bool
+    ) -> None:
+        """Where one failed, it is the task that counts the others, which would be counted twice otherwise."""
+        told: list[Any] = []
+        of_batches = object.__new__(batch_lane.BatchLane)
+        of_batches.__dict__.update(vars(ours))
+        ours._engine.tell_breaker = lambda *what: told.append(what)  # type: ignore[method-assign]
+        ours._engine.delivered = lambda *what: told.append(what)  # type: ignore[method-assign]
+        of_batches._resume = lambda *_: told.append([*ours._engine.outcomes["one"]])
+        sent.body = b"four"
+        ours.pool.landed = lambda *what: told.append(what)
+        topics, good = ["a", "b", "a"], Report(None)
+        last = Report(KafkaError(KafkaError._MSG_TIMED_OUT)) if fails else good
+        request = lane.LaneRequest(sent, sent.headers, ours)
+        lane.begun(request)
+        records = [Outgoing(topic, b"", None, [], None, 1) for topic in topics]
+        batch = batch_lane.Batch(request, ["0", "1", "2"], records, {"a": 1, "b": 2})
+        of_batches._batches = [batch]
+        of_batches.settle()
+        assert told == []
+        batch.reports |= {2: good, 1: good}
+        of_batches.settle()
+        assert told == [(1, "a", [good]), (2, "b", [good])]
+        assert request in state.active_requests
+        told.clear()
+        batch.reports[0] = last
+        of_batches.settle()
+        of_batches.settle()
+        assert told[:2] == [(1, "a", [last]), (3, 4)]
+        assert told[2:] == (
+            [[last, good, good]] if fails else [("a", [("0", last), ("2", good)]), ("b", [("1", good)])]
+        )
+        assert sent.done == ([] if fails else ["ack"])
+        assert (state.requests, len(state.active_requests), of_batches._batches) == ({}, 0, [])
 
 
 class TestUsed:
@@ -1067,6 +1311,7 @@ class TestUsed:
         assert parameters(state.task_accepted).startswith("request ")
         assert parameters(state.task_ready).startswith("request successful= ")
         assert isinstance(state.reserved_requests.data, set)
+        assert isinstance(state.active_requests.data, set)
         assert parameters(CeleryConsumer.call_soon_ack) == "self p *args **kwargs"
         assert CeleryRequest.acknowledged is False
         assert app.conf.worker_enable_prefetch_count_reduction in (True, False)
@@ -1074,6 +1319,36 @@ class TestUsed:
             executor.submit(print).result(5)
             assert [thread.is_alive() for thread in executor._threads] == [True]
         assert not any(thread.is_alive() for thread in executor._threads)
+
+    def test_a_lane_leaves_celerys_state_as_celery_does(self) -> None:
+        """`lane.begun`, `lane.ended` and `Lane._succeeded` do what these three functions of Celery's do."""
+        one, two = (CeleryRequest.__new__(lane.LaneRequest) for _ in range(2))
+        one.id, two.id = "one", "two"
+        one.name = two.name = send.name
+        of_sends = object.__new__(lane.Lane)
+        of_sends.task = send
+        state.reset_state()
+        try:
+            lane.begun(one)
+            assert ({**state.requests}, {*state.active_requests}) == ({"one": one}, {one})
+            lane.ended(one)
+            assert (state.requests, len(state.active_requests)) == ({}, 0)
+            of_sends._succeeded(1)
+            ours = dict(state.total_count), state.all_total_count[0]
+            state.reset_state()
+            state.task_reserved(two)
+            state.task_accepted(two)
+            assert ({**state.requests}, {*state.active_requests}) == ({"two": two}, {two})
+            assert ours == (dict(state.total_count), state.all_total_count[0]) == ({send.name: 1}, 1)
+            lane.ended(two)
+            assert (state.requests, len(state.active_requests)) == ({}, 0)
+            state.task_accepted(two)
+            lane.begun(one)
+            state.task_ready(two)
+            state.task_ready(one)
+            assert (state.requests, len(state.active_requests)) == ({}, 0)
+        finally:
+            state.reset_state()
 
     def test_attributes_of_an_app(self) -> None:
         """Of Celery's own, which an isolated one must not change."""
@@ -1105,6 +1380,8 @@ class TestUsed:
         assert billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL == 0.1
 
 
+SMALL = {"MAX_RECORD_BYTES": 10_000, "PARKED_MAX_BYTES": 40_000}
+
 SPIES = """
     import functools, importlib, os
     from kafka_delivery_worker import app
@@ -1132,7 +1409,7 @@ SPIES = """
 def test_in_the_life_of_a_worker_each_is_called(tmp_path: Path) -> None:
     """Plain and odd sends, garbage, a revoke, remote control, a broken connection, and a stop that does not wait."""
     code = f"MODULES = {[(c.__module__, c.__name__) for c in CLASSES.values()]}\nMETHODS = {list(OVERRIDDEN)}\n"
-    with Valkey() as valkey, MockKafka() as kafka, stack(valkey.url, kafka, LEASE_S=5) as system:
+    with Valkey() as valkey, MockKafka() as kafka, stack(valkey.url, kafka, LEASE_S=5, **SMALL) as system:
         kafka.create_topic("t")
         worker = other_worker(system, tmp_path, code + textwrap.dedent(SPIES), "-E")
 
@@ -1143,12 +1420,15 @@ def test_in_the_life_of_a_worker_each_is_called(tmp_path: Path) -> None:
         system.wait_for("t", {first.id})
         system.wait_empty()
         order = calls()
+        kafka.fail_next(KafkaError.FENCED_LEADER_EPOCH)
+        again = send.delay("t", "retried")
+        system.wait_for("t", {again.id})
         place = -1
         for name in (
             "TaskPool.__init__", "Consumer.__init__", "Channel.__init__", "Transport.register_with_event_loop",
             "Channel.basic_consume", "Consumer.create_task_handler", "TaskPool.register_with_event_loop",
-            "Channel._brpop_start", "Channel._brpop_read", "Message.__init__", "QoS.append", "LaneRequest.__init__",
-            "LaneRequest.acknowledge", "QoS.ack",
+            "QoS.can_consume", "Channel._brpop_start", "Channel._brpop_read", "Message.__init__", "QoS.append",
+            "LaneRequest.__init__", "LaneRequest.acknowledge", "QoS.ack",
         ):  # fmt: skip
             place = order.index(name, place + 1)
 
@@ -1166,6 +1446,10 @@ def test_in_the_life_of_a_worker_each_is_called(tmp_path: Path) -> None:
             system.redis.lpush(QUEUE, json.dumps(good | spoil))
         system.wait_parked(6)
         system.wait_empty()
+        system.redis.hset(names.PARKED, "large", b"x" * SMALL["PARKED_MAX_BYTES"])  # there is no room for another
+        system.redis.delete(names.PARKED_ROOM)
+        app.send_task(send.name, ("no topic!", "v"), queue=QUEUE)
+        wait_until(lambda: "Request.on_failure" in calls(), 20, "the refusal")
 
         kafka.down()
         stuck = send.delay("t", "stuck")
@@ -1179,5 +1463,6 @@ def test_in_the_life_of_a_worker_each_is_called(tmp_path: Path) -> None:
         wait_until(lambda: calls().count("Channel._brpop_start") > before, 20, "the worker to ask again")
         worker.signal(signal.SIGQUIT)
         worker.process.wait(20)
-        assert set(OVERRIDDEN) - set(calls()) == {"LaneRequest.delivery_info"}  # a property, seen by `inspect` above
+        # Properties; `inspect` above sees the one, and all messages are read by the other.
+        assert set(OVERRIDDEN) - set(calls()) == {"LaneRequest.delivery_info", "Message.body"}
         assert queued(system.redis), "the send that was in flight is back in its queue, at once"

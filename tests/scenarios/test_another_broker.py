@@ -18,12 +18,13 @@ import amqp
 import pytest
 from confluent_kafka import KafkaError
 
-from kafka_delivery import app, send
+from kafka_delivery import app, names, send
 from kafka_delivery.errors import EnqueueError
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from scenarios.watching import ALONE, emptied, other_worker
+from scraping import exporter, scrape
 from servers import RealRabbit, wait_until
 from stack import Stack, Worker, stack
 
@@ -282,13 +283,38 @@ class TestKept:
             worker.stop()
             assert real_rabbit.waiting(QUEUE) == 0
 
+    def test_what_finds_no_room_in_the_parking_store_waits_too(
+        self, redis_url: str, mock: MockKafka, real_rabbit: RealRabbit, nobody: Stack, queue: amqp.Channel
+    ) -> None:
+        """Undecodable, revoked, no record: each is put back through another hand."""
+        room = {"MAX_RECORD_BYTES": 10_000, "PARKED_MAX_BYTES": 40_000}
+        with Valkey() as valkey, stack(valkey.url, mock, BROKER_URL=real_rabbit.url, **room) as system:
+            system.redis.hset(names.PARKED, "large", json.dumps({"data": "null"}) + " " * 40_000)
+            worker = system.worker(*ALONE)
+            queue.basic_publish(a_message(b"", application_headers={"id": "undecodable"}), routing_key=QUEUE)
+            app.control.revoke("revoked", reply=True, timeout=5, limit=1)
+            send.delay(TOPIC, PAYLOAD, message_id="revoked")
+            app.send_task(send.name, ("no topic!", PAYLOAD), task_id="invalid", queue=QUEUE, argsrepr="()")
+            wait_until(lambda: worker.log.count("not_parked message_id=revoked") >= 2, 40, "a second try")
+            assert worker.log.count("not_parked message_id=revoked") <= 3
+            assert worker.log.count("not_parked id=undecodable") <= 3
+            assert worker.log.count("send[invalid] received") <= 3
+            sent = send.apply_async((TOPIC, "others flow"), ignore_result=False)
+            assert sent.get(timeout=20)["message_id"] == sent.id
+            system.redis.hdel(names.PARKED, "large")
+            wait_until(lambda: system.redis.hlen(names.PARKED) == 3, 60, "all to be parked")
+            assert {item.id for item in system.parked()} == {"undecodable", "revoked", "invalid"}
+            assert "revoked" not in system.ids(TOPIC)
+            worker.stop()
+            assert real_rabbit.waiting(QUEUE) == 0
+
 
 class TestStopping:
     def test_a_stopping_worker_loses_nothing(self, system: Stack, mock: MockKafka, nobody: Stack) -> None:
         before = outcome(system, "delivered")
         mock.delay(-1, 200)
         try:
-            ids = {send.delay(TOPIC, str(n)).id for n in range(600)}
+            ids = {send.delay(TOPIC, str(n)).id for n in range(1_500)}  # ten seconds' worth
             worker = system.worker(*ALONE)
             wait_until(lambda: outcome(system, "delivered") > before, 20, "some delivered")
             worker.stop()
@@ -350,6 +376,31 @@ class TestConfirmed:
         finally:
             queue.queue_delete(QUEUE)
 
+    def test_by_a_connection_of_its_own_in_a_forked_process(self, system: Stack, nobody: Stack) -> None:
+        """A server loads an application, which sends, and forks: on a shared connection confirmations are mixed up."""
+        said = system.application(
+            """
+            import os
+            from kafka_delivery import app, send
+
+            def address(message_id):
+                send.delay("elsewhere", "x", message_id=message_id)
+                with app.amqp.confirming_pool.acquire() as producer:
+                    return producer.channel.connection.transport.sock.getsockname()
+
+            parent = address("parent")
+            child = os.fork()
+            if not child:
+                print(address("child") != parent, flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+            print(address("after") == parent)
+            """
+        )
+        assert said.split() == ["True", "True"]
+        system.worker(*ALONE)
+        system.wait_for(TOPIC, {"parent", "child", "after"})
+
     def test_a_rabbitmq_that_hangs(self, system: Stack, real_rabbit: RealRabbit, working: Worker) -> None:
         send.delay(TOPIC, "x")
         real_rabbit.pause()
@@ -410,8 +461,13 @@ class TestCommands:
         shown = system.command("status").stdout
         assert "waiting in kafka-delivery " in shown
         assert "this broker does not tell" in shown
+        with exporter(system) as port:
+            metrics = scrape(port)
+            assert metrics.by("kafka_delivery_waiting_messages", "queue") == {(QUEUE,): 3}
+            assert metrics.sum("kafka_delivery_backlog_messages") == 3
+            assert not metrics.has("kafka_delivery_leased_messages")
         system.worker(*ALONE)
-        assert len(json.loads(system.command("status", "--json").stdout)["workers"]) == 1
+        wait_until(lambda: len(workers_seen(system)) == 1, 20, "the worker to answer in time")
 
     def test_doctor_looks_at_the_broker(self, system: Stack) -> None:
         done = system.command("doctor", "--json", check=False)
@@ -442,6 +498,12 @@ class TestCommands:
 
 def a_message(body: bytes, **properties: Any) -> amqp.Message:
     return amqp.Message(body, content_type="application/json", content_encoding="utf-8", **properties)
+
+
+def workers_seen(system: Stack) -> list[str]:
+    """Those that answer in a second, as `kafka-delivery status` tells."""
+    found: list[str] = json.loads(system.command("status", "--json").stdout)["workers"]
+    return found
 
 
 def nothing_left(system: Stack) -> bool:

@@ -1,9 +1,12 @@
-"""Celery's callbacks work across apps: `link` gets where the record is, and `link_error` of the user's own app gets the
-id, under which that app finds the error as it left the worker.
+"""Who wants to know what became of a record is told: a caller who waits, and Celery's callbacks across apps.
+
+`link` gets where the record is; `link_error` of the user's own app gets the id, under which that app finds the error
+as it left the worker.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +15,14 @@ import pytest
 from celery import Celery
 from confluent_kafka import KafkaError
 
-from kafka_delivery import send
+from kafka_delivery import (
+    DeliveryTimeoutError,
+    RejectedError,
+    RetriesExhaustedError,
+    asend_and_wait,
+    send,
+    send_and_wait,
+)
 from kafka_delivery_worker.embedded import MockKafka
 from scenarios.watching import ALONE, emptied, other_worker
 from servers import wait_until
@@ -143,6 +153,55 @@ def test_the_caller_finds_the_error_too(system: Stack) -> None:
         "POLICY_VIOLATION",
         result.id,
     )
+
+
+class TestSendAndWait:
+    def test_returns_the_place(self, system: Stack) -> None:
+        place = send_and_wait(TOPIC, PAYLOAD, key="k", timeout=20)
+        (record,) = [record for record in system.read(TOPIC) if message_id(record) == place["message_id"]]
+        assert (record.partition, record.offset) == (place["partition"], place["offset"])
+        assert record.key == b"k"
+
+    def test_of_many_at_once_in_an_event_loop(self, system: Stack) -> None:
+        async def requests() -> list[Any]:
+            return await asyncio.gather(*(asend_and_wait(TOPIC, PAYLOAD, timeout=20) for _ in range(50)))
+
+        ids = [place["message_id"] for place in asyncio.run(requests())]
+        assert len(set(ids)) == 50
+        assert set(ids) <= set(system.ids(TOPIC))
+
+    def test_raises_a_refusal_when_the_record_is_safe(self, system: Stack) -> None:
+        mock(system).fail_next(KafkaError.POLICY_VIOLATION)
+        with pytest.raises(RejectedError) as caught:
+            send_and_wait(TOPIC, PAYLOAD, timeout=20)
+        error = caught.value
+        assert (error.code, error.name, error.topic) == (KafkaError.POLICY_VIOLATION, "POLICY_VIOLATION", TOPIC)
+        system.wait_for(f"{TOPIC}-dlq", {error.message_id})
+
+    def test_waits_while_the_record_is_retried(self, system: Stack) -> None:
+        mock(system).fail_next(KafkaError.FENCED_LEADER_EPOCH)
+        place = send_and_wait(TOPIC, PAYLOAD, timeout=20)
+        assert place["message_id"] in system.ids(TOPIC)
+
+    def test_raises_when_retries_are_used_up(self, system: Stack) -> None:
+        mock(system).fail_next(KafkaError.INVALID_REQUEST, 3)
+        with pytest.raises(RetriesExhaustedError) as caught:
+            send_and_wait(TOPIC, PAYLOAD, timeout=20)
+        assert caught.value.name == "INVALID_REQUEST"
+
+    def test_ends_in_time_and_the_record_goes_on(self, system: Stack) -> None:
+        mock(system).down()
+        try:
+            with pytest.raises(DeliveryTimeoutError) as caught:
+                send_and_wait(TOPIC, PAYLOAD, timeout=0.5)
+        finally:
+            mock(system).up()
+        system.wait_for(TOPIC, {caught.value.message_id})
+
+    def test_leaves_nothing_behind(self, system: Stack) -> None:
+        place = send_and_wait(TOPIC, PAYLOAD, timeout=20)
+        key = f"celery-task-meta-{place['message_id']}"
+        wait_until(lambda: not system.redis.exists(key), 5, "the result to be forgotten")
 
 
 def test_a_plain_send_leaves_no_result_behind(system: Stack) -> None:

@@ -63,8 +63,14 @@ def inspected(what: str) -> list[dict[str, Any]]:
 
 
 def wait_inspected(what: str, ids: set[str]) -> list[dict[str, Any]]:
-    wait_until(lambda: ids <= {request["id"] for request in inspected(what)}, 20, f"{ids} to be {what}")
-    return inspected(what)
+    found: list[dict[str, Any]] = []
+
+    def there() -> bool:
+        found[:] = inspected(what)
+        return ids <= {request["id"] for request in found}
+
+    wait_until(there, 20, f"{ids} to be {what}")
+    return found  # what was seen then: it may have gone on
 
 
 def revoke(task_id: str, *, terminate: bool = False) -> None:
@@ -109,7 +115,7 @@ class TestParked:
         assert "revoked-first" not in system.ids(TOPIC)
 
     def test_revoked_while_it_waits_for_its_time(self, system: Stack) -> None:
-        sent = send.apply_async((TOPIC, PAYLOAD), countdown=1)
+        sent = send.apply_async((TOPIC, PAYLOAD), countdown=3)
         revoke(sent.id)
         assert wait_stored(system, sent.id).kind == "revoked"
         system.wait_empty()
@@ -182,9 +188,9 @@ class TestShown:
     def test_inspect_reserved(self, system: Stack, kafka_down: MockKafka) -> None:
         """The one thread is busy; what came after it waits in the worker."""
         record = {"topic": TOPIC, "value": PAYLOAD, "key": PAYLOAD, "headers": {"h": PAYLOAD}}
-        first = send_many.delay([record])
+        first = send_many.apply_async(([record],), ignore_result=False)
         wait_inspected("active", {first.id})
-        second = send_many.delay([record])
+        second = send_many.apply_async(([record],), ignore_result=False)
 
         reserved = wait_inspected("reserved", {second.id})
 
@@ -236,6 +242,7 @@ class TestShown:
         assert PAYLOAD not in system.workers[0].log
 
 
+@pytest.mark.slow
 def test_a_running_send_is_ended_in_a_process_of_its_own(system: Stack, mock: MockKafka) -> None:
     """Last in this file: another worker, with prefork, takes over."""
     system.workers[0].stop()

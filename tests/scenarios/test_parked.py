@@ -92,9 +92,9 @@ def test_show_has_the_payload(system: Stack, content: str) -> None:
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-def test_retry_delivers_the_record_under_its_own_id(system: Stack, content: str) -> None:
+def test_redrive_delivers_the_record_under_its_own_id(system: Stack, content: str) -> None:
     item_id, topic = f"{content}-1", LATE if content == "record" else TOPIC
-    done = system.command("parked", "retry", item_id, "--yes")
+    done = system.command("parked", "redrive", item_id, "--yes")
 
     (record,) = [one for one in system.wait_for(topic, {item_id}) if ("message-id", item_id.encode()) in one.headers]
 
@@ -103,13 +103,13 @@ def test_retry_delivers_the_record_under_its_own_id(system: Stack, content: str)
     assert record.headers == [("message-id", item_id.encode())]
     assert stored(system, item_id) is None
     assert PAYLOAD not in done.stdout + done.stderr
-    assert f"parked.retried parked_id={item_id}" in done.stderr
+    assert f"parked.redriven parked_id={item_id}" in done.stderr
     system.wait_empty()
     assert stored(system, item_id) is None
 
 
-def test_retry_asks_first(system: Stack) -> None:
-    refused = system.command("parked", "retry", "record-2", check=False, stdin="n\n")
+def test_redrive_asks_first(system: Stack) -> None:
+    refused = system.command("parked", "redrive", "record-2", check=False, stdin="n\n")
     assert refused.returncode != 0
     assert stored(system, "record-2") is not None
 
@@ -117,7 +117,7 @@ def test_retry_asks_first(system: Stack) -> None:
 def test_what_is_still_invalid_stays_parked(system: Stack) -> None:
     system.settings["MAX_RECORD_BYTES"] = "300"  # for the command; the worker has the usual limit
     try:
-        done = system.command("parked", "retry", "call-2", "record-2", "--yes", check=False)
+        done = system.command("parked", "redrive", "call-2", "record-2", "--yes", check=False)
     finally:
         del system.settings["MAX_RECORD_BYTES"]
 
@@ -145,7 +145,7 @@ def test_discard_needs_a_reason_and_leaves_it_in_the_log(system: Stack, content:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("show",), ("retry", "--yes"), ("discard", "--yes", "--reason", "r")], ids=lambda a: a[0]
+    "arguments", [("show",), ("redrive", "--yes"), ("discard", "--yes", "--reason", "r")], ids=lambda a: a[0]
 )
 def test_an_unknown_id_is_an_error_and_nothing_happens(system: Stack, arguments: tuple[str, ...]) -> None:
     before = len(system.parked())
@@ -159,11 +159,12 @@ def test_an_unknown_id_is_an_error_and_nothing_happens(system: Stack, arguments:
 
 def test_neither_ids_nor_all_is_an_error(system: Stack) -> None:
     before = len(system.parked())
-    assert system.command("parked", "retry", "--yes", check=False).returncode != 0
+    assert system.command("parked", "redrive", "--yes", check=False).returncode != 0
     assert system.command("parked", "discard", "--yes", "--reason", "r", check=False).returncode != 0
     assert len(system.parked()) == before
 
 
+@pytest.mark.slow
 def test_what_is_parked_again_at_once_is_not_taken_away(system: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker may park an item again before the command has taken the old one out of the store."""
     send.delay("missing-topic", PAYLOAD, message_id="again")
@@ -176,7 +177,7 @@ def test_what_is_parked_again_at_once_is_not_taken_away(system: Stack, monkeypat
         return remove(store, item_id, *rest, **more)
 
     monkeypatch.setattr(ParkingStore, "remove", late)
-    result = CliRunner().invoke(command, ["retry", "again", "--yes"])
+    result = CliRunner().invoke(command, ["redrive", "again", "--yes"])
 
     assert result.exit_code == 0, result.output
     system.wait_empty()
@@ -190,7 +191,7 @@ def test_a_message_keeps_its_id_however_often_it_is_parked(system: Stack) -> Non
     for _ in range(3):
         wait_until(lambda: stored(system, "never") is not None, 10, "it parked under its id")
         assert [item.id for item in system.parked() if item.kind == "unknown-task" and "never" in item.id] == ["never"]
-        system.command("parked", "retry", "never", "--yes")
+        system.command("parked", "redrive", "never", "--yes")
         system.wait_empty()
 
 
@@ -199,7 +200,7 @@ def test_afterwards_the_store_can_be_emptied(system: Stack) -> None:
     system.command("parked", "discard", "--all", "--kind", "unknown-task", "--reason", "never to be known", "--yes")
     system.command("parked", "discard", "--all", "--topic", "missing-topic", "--reason", "no such topic", "--yes")
     left = {item.id for item in system.parked()}
-    system.command("parked", "retry", "--all", "--yes")
+    system.command("parked", "redrive", "--all", "--yes")
     system.wait_empty()
     assert left <= set(system.ids(TOPIC, LATE))
     assert json_lines(system, "list", "--json") == []

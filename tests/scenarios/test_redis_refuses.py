@@ -109,7 +109,7 @@ def test_no_new_connections(system: Stack, pool: tuple[str, ...]) -> None:
     kafka = mock(system)
     worker = system.worker(*ALONE, *pool)
     warm(system)
-    kafka.delay(-1, 500)  # so that all are under way before the first one fails
+    kafka.delay(-1, 2_000)  # so that all are under way before the first one fails
     for _ in range(8):
         kafka.fail_next(PASSING)
         kafka.fail_next(FINAL)

@@ -92,8 +92,8 @@ def assert_next_worker_delivers(system: Stack, ids: set[str]) -> None:
 @pytest.mark.parametrize("pool", POOLS)
 def test_with_a_backlog(system: Stack, pool: str) -> None:
     mock(system).delay(-1, 200)
-    ids = {send.delay(TOPIC, str(n)).id for n in range(300)}
-    worker = system.worker(*ALONE, *POOLS[pool])
+    ids = set(send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(1_000)]))  # ten seconds' worth and more
+    worker = system.worker(*ALONE, *POOLS[pool], SHUTDOWN_TIMEOUT_S=30)  # what is in flight arrives
     wait_until(lambda: counts.read(system.redis).get(TOPIC, {}).get("delivered", 0) > 3, 30, "the first deliveries")
 
     took = worker.stop()

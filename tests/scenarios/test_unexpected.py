@@ -20,13 +20,13 @@ TOPIC = "unexpected"
 PAYLOAD = "secret-payload"
 
 FAULTY = """
-    from kafka_delivery_worker import app, engine, lane, parking
+    from kafka_delivery_worker import app, batch_lane, engine, lane, parking
 
     def broken(self, *args, **kwargs):
         raise ZeroDivisionError("secret-payload")
 
     engine.Engine.deliver = engine.Engine.deliver_many = engine.Engine.deliver_dead_letter = broken
-    lane.Lane.take = lambda self, message: False  # every send goes through its task
+    lane.Lane.take = batch_lane.BatchLane.take = lambda self, message: False  # every send goes through its task
 """
 
 FAULTY_AND_UNABLE_TO_PARK = (

@@ -14,12 +14,31 @@ from typing import Any
 
 import redis
 
-from kafka_delivery import app
+from kafka_delivery import app, send
 from servers import wait_until
 from stack import BIN, Stack, Worker
 
 ALONE = ("--without-mingle", "--without-gossip")
 """Options of a worker that does not look for others when it starts: it is ready a second sooner."""
+
+
+@contextmanager
+def load(topic: str) -> Iterator[list[str]]:
+    """Sends, some fifty a second, while the block runs; yields the ids of what was accepted."""
+    accepted: list[str] = []
+    enough = threading.Event()
+
+    def send_on() -> None:
+        while not enough.wait(0.02):
+            accepted.append(send.delay(topic, f"record {len(accepted)}").id)
+
+    loading = threading.Thread(target=send_on)
+    loading.start()
+    try:
+        yield accepted
+    finally:
+        enough.set()
+        loading.join()
 
 
 class Events:

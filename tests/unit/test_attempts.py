@@ -27,7 +27,7 @@ class Worker:
         self.stopping = False
         self.breaker = SimpleNamespace(is_shut=lambda topic: self.shut, retry_after=lambda topic: 1.0)
 
-    def count(self, outcome: str, topic: str) -> None:
+    def sent_again(self, outcome: str, error: Any, retries: int) -> None:
         self.told.append(outcome)
 
 

@@ -19,13 +19,16 @@ from celery import Celery
 import kafka_delivery
 from kafka_delivery import errors
 from kafka_delivery.errors import (
+    BacklogFullError,
     BulkEnqueueError,
     CircuitBreakerOpen,
     DeliveryError,
+    DeliveryTimeoutError,
     EnqueueError,
     InvalidRecordError,
     KafkaDeliveryError,
     NotInWorkerError,
+    ParkingFullError,
     ProducerError,
     RejectedError,
     RetriableError,
@@ -47,11 +50,14 @@ EXAMPLES: list[KafkaDeliveryError] = [
     InvalidRecordError("value", "is \u00fcbel \U0001f600", "id-1"),
     NotInWorkerError("call .delay()"),
     EnqueueError("id-1", "TimeoutError: Timeout reading from socket"),
+    BacklogFullError("id-1", "Redis holds 7 bytes"),
     BulkEnqueueError(["id-1"], ["id-2", "id-3"], [], "TimeoutError: slow"),
+    ParkingFullError(1_000_000, 2.5),
     DeliveryError(*DETAILS),
     *(outcome(*DETAILS) for outcome in OUTCOMES),
     RetriableError("it was refused", "orders", "id-1"),
     CircuitBreakerOpen("the circuit is open", "orders", "id-1", 2.5),
+    DeliveryTimeoutError("orders", "id-1", 2.5, "it waits: the circuit of the cluster is open", 12.0),
 ]
 
 
@@ -70,7 +76,7 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
         cls.__name__: parent.__name__ if issubclass(parent, KafkaDeliveryError) else None
         for cls, parent in parents.items()
     }
-    assert len(drawn) == 13
+    assert len(drawn) == 16
 
 
 def test_all_of_them_are_exported() -> None:
@@ -85,7 +91,12 @@ def test_each_says_when_it_is_raised(cls: type[KafkaDeliveryError]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cls", "kind"), [(SettingsError, ValueError), (InvalidRecordError, ValueError), (NotInWorkerError, RuntimeError)]
+    ("cls", "kind"),
+    [
+        (SettingsError, ValueError),
+        (InvalidRecordError, ValueError),
+        (NotInWorkerError, RuntimeError),
+    ],
 )
 def test_misuse_is_also_what_python_calls_it(cls: type[Exception], kind: type[Exception]) -> None:
     assert issubclass(cls, kind)

@@ -61,6 +61,10 @@ class TestImport:
         assert heavy.isdisjoint(name.partition(".")[0] for name in loaded)
         assert "celery.worker" not in loaded
 
+    def test_loads_nothing_for_a_framework(self) -> None:
+        loaded = run("import sys, kafka_delivery; print(json.dumps(sorted(sys.modules)))")
+        assert [name for name in loaded if name.startswith(("django.db", "flask", "kafka_delivery.contrib"))] == []
+
     def test_works_where_no_worker_is_installed(self) -> None:
         found = run("""
             import sys

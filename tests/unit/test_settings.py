@@ -25,7 +25,16 @@ from kafka_delivery_worker.producer import librdkafka_properties
 FIELDS = dataclasses.fields(Settings)
 KINDS = {field.name: str(field.type).partition("[")[0] for field in FIELDS}
 NUMBERS = [name for name, kind in KINDS.items() if kind in ("int", "float")]
-MAY_BE_ZERO = ["linger_ms", "max_retries", "dead_letter_replication"]
+MAY_BE_ZERO = [
+    "backlog_max_bytes",
+    "linger_ms",
+    "max_retries",
+    "dead_letter_replication",
+    "metrics_port",
+    "metrics_topics",
+    "success_events_per_s",
+    "success_logs_per_s",
+]
 AT_LEAST = {"lease_s": "0.1 or more"}
 PASSWORD = "hunter2"  # noqa: S105  # the tests look for it where it must not be
 
@@ -131,9 +140,12 @@ class TestParsing:
         assert refused.startswith(variable(name))
         assert f"must be {AT_LEAST.get(name, 'greater than 0')}" in refused
 
-    @pytest.mark.parametrize("name", ["linger_ms", "max_retries"])
+    @pytest.mark.parametrize("name", ["linger_ms", "max_retries", "metrics_port", "metrics_topics"])
     def test_refuses_less_than_none(self, name: str) -> None:
         assert variable(name) in refusal(**{name: "-1"})
+
+    def test_refuses_a_port_that_there_is_not(self) -> None:
+        assert refusal(metrics_port="65536") == f"{variable('metrics_port')}=65536 must be 65535 or less (port)"
 
     @pytest.mark.parametrize(("name", "typo"), [("pool", "inflight"), ("transport", "lease")])
     def test_refuses_a_choice_that_there_is_not(self, name: str, typo: str) -> None:
@@ -148,6 +160,73 @@ class TestParsing:
     def test_refuses_numbers_that_are_none(self, name: str, text: str) -> None:
         """A socket takes no infinite timeout, and nothing is less than NaN."""
         assert variable(name) in refusal(**{name: text})
+
+
+class TestValuesOfTheirOwnType:
+    """An application's configuration is Python, and need not be written as text."""
+
+    @pytest.mark.parametrize("name", KINDS)
+    def test_each_default_is_taken(self, name: str) -> None:
+        assert Settings.from_env({variable(name): getattr(Settings(), name)}) == Settings()
+
+    def test_a_whole_number_is_a_number(self) -> None:
+        taken = Settings.from_env({"KAFKA_DELIVERY_LINGER_MS": 1}).linger_ms
+        assert (taken, type(taken)) == (1.0, float)
+
+    def test_an_object_is_copied(self) -> None:
+        mine = {"a": {"b": 1}}
+        taken = Settings.from_env({"KAFKA_DELIVERY_REDIS_OPTIONS": mine}).redis_options
+        mine["a"]["b"] = 2
+        assert taken == {"a": {"b": 1}}
+
+    @pytest.mark.parametrize(
+        ("name", "value", "wanted"),
+        [
+            ("REDIS_URL", None, "text"),
+            ("BOOTSTRAP_SERVERS", ["a:1", "b:1"], "text"),
+            ("MAX_RETRIES", 1.5, "a whole number"),
+            ("MAX_RETRIES", True, "a whole number"),
+            ("LINGER_MS", True, "a number"),
+            ("LINGER_MS", 10**400, "a number"),
+            ("RETRY_JITTER", 1, "true or false"),
+            ("PRODUCER", [("a", 1)], "a JSON object"),
+            ("PRODUCER", {"oauth_cb": print}, "a JSON object"),
+            ("PRODUCER", {"a": PASSWORD.encode()}, "a JSON object"),
+        ],
+    )
+    def test_another_type_is_refused(self, name: str, value: Any, wanted: str) -> None:
+        with pytest.raises(SettingsError) as caught:
+            Settings.from_env({ENV_PREFIX + name: value})
+        assert str(caught.value).startswith(ENV_PREFIX + name)
+        assert f" must be {wanted} (" in str(caught.value)
+        assert PASSWORD not in str(caught.value)
+
+
+class TestGiven:
+    @pytest.fixture(autouse=True)
+    def _given(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        for name in os.environ.keys() & {variable(name) for name in KINDS}:
+            monkeypatch.delenv(name)
+        settings.give({"KAFKA_DELIVERY_MAX_RETRIES": 3, "KAFKA_DELIVERY_CLUSTER": "blue"})
+        yield
+        settings.give({})
+
+    def test_settings_are_those_of_the_process(self) -> None:
+        assert settings.current() == Settings(max_retries=3, cluster="blue")
+
+    def test_the_environment_comes_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KAFKA_DELIVERY_MAX_RETRIES", "4")
+        assert settings.current() == Settings(max_retries=4, cluster="blue")
+
+    def test_others_replace_them(self) -> None:
+        settings.current()
+        settings.give({"KAFKA_DELIVERY_CLUSTER": "green"})
+        assert settings.current() == Settings(cluster="green")
+
+    def test_wrong_ones_are_an_error_of_who_needs_them(self) -> None:
+        settings.give({"KAFKA_DELIVERY_CLUSTR": "blue"})
+        with pytest.raises(SettingsError, match="did you mean KAFKA_DELIVERY_CLUSTER"):
+            settings.current()
 
 
 class TestUnknownVariables:

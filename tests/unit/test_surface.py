@@ -18,25 +18,33 @@ from kafka_delivery import dead_letters, names
 
 def test_the_exports_are_these() -> None:
     assert sorted(kafka_delivery.__all__) == [
+        "BacklogFullError",
         "BulkEnqueueError",
         "Circuit",
         "CircuitBreakerOpen",
+        "Delivered",
         "DeliveryError",
+        "DeliveryTimeoutError",
         "EnqueueError",
+        "Fate",
         "InvalidRecordError",
         "KafkaDeliveryError",
         "NotInWorkerError",
+        "ParkingFullError",
         "ProducerError",
         "Record",
         "RejectedError",
+        "Result",
         "RetriableError",
         "RetriesExhaustedError",
         "SettingsError",
         "UnavailableError",
         "app",
+        "asend_and_wait",
         "circuit",
         "dead_letter",
         "send",
+        "send_and_wait",
         "send_many",
     ]
 
@@ -85,11 +93,19 @@ PINNED = {
     "DEAD_LETTER_QUEUE": "kafka-delivery-dlq",
     "WIRE_VERSION": 1,
     "DEFERRALS": "kafka_delivery_deferrals",
+    "DEFERRED_EVENT": "task-deferred",
     "REVIVED": "kafka_delivery_revived",
+    "REDRIVES": "kafka_delivery_redrives",
     "MESSAGE_ID": "message-id",
+    "REDRIVE_COUNT": "redrive-count",
+    "REDRIVE_GROUP": "kafka-delivery-redrive.",
+    "REDRIVE": "kafka-delivery:redrive:1:",
+    "AUDIT": "kafka-delivery:audit:1",
     "KEY_PREFIX": "kafka-delivery:",
     "PARKED": "kafka-delivery:parked:1",
     "PARKED_INDEX": "kafka-delivery:parked:1:at",
+    "PARKED_ROOM": "kafka-delivery:parked:1:room",
+    "PARKED_LOCK": "kafka-delivery:parked:1:lock",
     "COUNTS": "kafka-delivery:counts:1",
     "LEASES": "kafka-delivery:leases:1",
     "LEASE_CLOCK": "kafka-delivery:leases:1:clock",
@@ -122,12 +138,53 @@ def test_the_headers_of_a_dead_letter_are_these() -> None:
         "TIMESTAMP": "timestamp",
         "RETRY_COUNT": "retry-count",
         "MESSAGE_ID": "message-id",
+        "RECORD_TIMESTAMP": "record-timestamp",
+        "REDRIVE_COUNT": "redrive-count",
         "OWN_PREFIX": "original-",
     }
 
 
+@pytest.mark.parametrize(
+    ("family", "names_of_it"),
+    [
+        (
+            names.SpringHeaders,
+            {
+                "ORIGINAL_TOPIC": "kafka_dlt-original-topic",
+                "ORIGINAL_PARTITION": "kafka_dlt-original-partition",
+                "ORIGINAL_TIMESTAMP": "kafka_dlt-original-timestamp",
+                "ORIGINAL_TIMESTAMP_TYPE": "kafka_dlt-original-timestamp-type",
+                "EXCEPTION_FQCN": "kafka_dlt-exception-fqcn",
+                "EXCEPTION_MESSAGE": "kafka_dlt-exception-message",
+            },
+        ),
+        (
+            names.ConnectHeaders,
+            {
+                "TOPIC": "__connect.errors.topic",
+                "PARTITION": "__connect.errors.partition",
+                "STAGE": "__connect.errors.stage",
+                "EXCEPTION_CLASS": "__connect.errors.exception.class.name",
+                "EXCEPTION_MESSAGE": "__connect.errors.exception.message",
+                "RECORD_TIMESTAMP": "__connect.errors.record.timestamp",
+            },
+        ),
+    ],
+    ids=["spring", "connect"],
+)
+def test_the_headers_of_other_tools_are_these(family: type, names_of_it: dict[str, str]) -> None:
+    assert {name: value for name, value in vars(family).items() if name.isupper()} == names_of_it
+
+
 def test_the_parts_of_a_dead_letters_reason_are_these() -> None:
-    assert {"error_class", "error_code", "error_message", "retry_count", "failed_at"} == dead_letters.REASON_FIELDS
+    assert {
+        "error_class",
+        "error_code",
+        "error_message",
+        "retry_count",
+        "redrive_count",
+        "failed_at",
+    } == dead_letters.REASON_FIELDS
     assert set(dead_letters.reason()) == dead_letters.REASON_FIELDS
     assert dead_letters.TASK_ID_SUFFIX == "-dlq"
 

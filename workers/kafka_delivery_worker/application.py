@@ -17,7 +17,8 @@ from kafka_delivery import app, settings
 from kafka_delivery.celery_app import broker_options, result_timeouts
 from kafka_delivery.redis_client import RedisClient
 
-from . import engine
+from . import engine, logs
+from .dotted import load
 from .lease import REDIS_FAULTS
 from .producer import check_properties
 
@@ -26,6 +27,12 @@ log = logging.getLogger("kafka_delivery.worker")
 IN_FLIGHT_POOL = "kafka_delivery_worker.pool:TaskPool"
 DEFAULT_POOL = "threads"
 """All threads share one producer, and a thread that waits for a report costs nothing but its stack."""
+
+FLOWER_DEFAULTS = {
+    "FLOWER_ADDRESS": "127.0.0.1",  # its /metrics and /healthcheck ask nobody for a password
+    "FLOWER_TASKS_COLUMNS": "uuid,state,args,exception,name,received,worker",
+}
+"""How Flower starts on this app; its own command line, flowerconfig.py and the environment come before these."""
 
 FOREIGN_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
 
@@ -39,7 +46,12 @@ def worker_app() -> Any:
     """
     s = settings.current()
     check_properties(s)
-    if s.leases:
+    if _is_flower(sys.argv):
+        for variable, value in FLOWER_DEFAULTS.items():
+            os.environ.setdefault(variable, value)
+    elif s.on_dead_letter:
+        load("KAFKA_DELIVERY_ON_DEAD_LETTER", s.on_dead_letter)
+    if s.leases and not _is_flower(sys.argv):
         sentinel = "Sentinel" if s.redis_url.startswith("sentinel://") else ""
         app.conf.broker_transport = f"kafka_delivery_worker.transport:{sentinel}Transport"
     pool = _asked_pool(sys.argv)
@@ -64,13 +76,23 @@ def worker_app() -> Any:
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the record's report decides, not the queue's link
         task_publish_retry_policy={"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1},
     )
+    if s.log_format == "json":
+        logs.use_json()
     signals.celeryd_after_setup.connect(_started)
     if in_flight and not pool:
         signals.worker_ready.connect(_settle_down)
+    if s.metrics_port:
+        signals.worker_ready.connect(_serve_metrics)
+        signals.worker_process_init.connect(_serve_metrics)  # a child of prefork, which delivers by itself
     signals.worker_shutting_down.connect(_told_to_stop)
     signals.worker_process_shutdown.connect(_process_ends)
     signals.worker_shutdown.connect(_worker_ends)
     return app
+
+
+def _is_flower(argv: list[str]) -> bool:
+    """Whether this is `celery flower`, which takes no messages, and knows queues by Celery's own transports only."""
+    return "flower" in argv and "worker" not in argv
 
 
 def _asked_pool(argv: list[str]) -> str:
@@ -121,7 +143,19 @@ def _settle_down(**_: Any) -> None:
     # once the worker is ready stays.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 2, 5)  # a failure leaves cycles with a copy of its traceback
+    gc.set_threshold(50_000, 2, 5)  # a failure leaves cycles with a copy of its traceback
+
+
+def _serve_metrics(**_: Any) -> None:
+    _serve_metrics_of(os.getpid())
+
+
+@functools.cache
+def _serve_metrics_of(pid: int) -> None:
+    """Once in a process: the pool `solo` sends both signals in the same one."""
+    from .metrics.worker import serve  # where nobody asks for metrics, prometheus_client is not loaded
+
+    serve(engine.current(), settings.current())
 
 
 def _told_to_stop(how: str = "", **_: Any) -> None:

@@ -4,8 +4,9 @@
 --       wait, then for each list of each queue: the list, its delayed set
 -- ARGV: worker, lease (ms), room (messages), room (bytes), claim number, prefix of keys, messages that it may hold, how
 --       long that grows after an outage (ms), base of the keys of circuits, scope of the probe that it may send and its
---       token ("" for none), number of acks, of returns and of messages put aside, acks..., returns..., tag and topic of
---       each that is put aside..., then the name of each list, as it is part of a delivery tag
+--       token ("" for none), base of the keys of delayed sets, messages that it may hold besides at any time, number of
+--       acks, of returns, of messages put aside and of those put off, acks..., returns..., tag and topic of each that is
+--       put aside..., tag and ms of each that is put off..., then the name of each list, as it is part of a delivery tag
 --
 -- Reply: {1, items, their tags, suspicion of each (-1: it waited for its topic's circuit, which is closed), ms until the next delayed message is due (-1: none), messages held}
 --        {0, ...} nothing is there; {2, ...} a suspect waits for empty hands; {3, ...} not so many yet, after an outage;
@@ -19,11 +20,14 @@ local held, deaths = KEYS[3], KEYS[4]
 local worker, lease, room, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local claim, prefix, limit, ramp = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local circuits, probe, token = ARGV[9], ARGV[10], ARGV[11]
-local acks, returns, asides = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14])
-local FIRST_ACK = 15
+local delayed_sets = ARGV[12]
+local beyond = tonumber(ARGV[13])
+local acks, returns, asides, offs = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
+local FIRST_ACK = 18
 local first_return = FIRST_ACK + acks
 local first_aside = first_return + returns
-local first_name = first_aside + 2 * asides
+local first_off = first_aside + 2 * asides
+local first_name = first_off + 2 * offs
 local FIRST_LIST = 8
 local AT_ONCE = 50  -- messages that are taken out of a list by one command
 local MOVES = 1000  -- messages that are put aside until they are due by one claim; Redis serves nobody meanwhile
@@ -44,10 +48,19 @@ local function move(tag, list)
   end
 end
 for i = first_return, first_aside - 1 do move(ARGV[i], prefix .. string.match(ARGV[i], ':(.*)$')) end
-for i = first_aside, first_name - 1, 2 do  -- their topic's circuit is open: they wait in a list of their own
+for i = first_aside, first_off - 1, 2 do  -- their topic's circuit is open: they wait in a list of their own
   local member = ARGV[i + 1] .. ':' .. string.match(ARGV[i], ':(.*)$')
   redis.call('SADD', KEYS[7], member)
   move(ARGV[i], KEYS[7] .. ':' .. member)
+end
+for i = first_off, first_name - 1, 2 do
+  local item = redis.call('HGET', held, ARGV[i])
+  if item then
+    local t = redis.call('TIME')
+    local at = t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[i + 1]
+    redis.call('ZADD', delayed_sets .. string.match(ARGV[i], ':(.*)$'), at, item)
+    redis.call('HDEL', held, ARGV[i])
+  end
 end
 
 local items, tags, suspected, next_due = {}, {}, {}, -1
@@ -74,7 +87,7 @@ if probe ~= '' then
 else
   local passed = now - tonumber(circuit[2] or 0)
   if passed >= 0 and passed < ramp then  -- slowly: what waited behind an outage would be the next one
-    room = math.min(room, math.ceil(limit * (passed / ramp) ^ 2) - redis.call('HLEN', held))
+    room = math.min(room, math.ceil(limit * (passed / ramp) ^ 2) + beyond - redis.call('HLEN', held))
     if room <= 0 and redis.call('HLEN', held) == 0 then room = 1 end
     if room <= 0 then return answer(3) end
   end

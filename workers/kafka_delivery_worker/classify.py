@@ -82,6 +82,11 @@ def verdict(code: int) -> Verdict:
     return _table().get(code) or replace(UNKNOWN_CODE, code=code, name=f"CODE_{code}")
 
 
+def code_of(name: str) -> int | None:
+    """The code of an error's name, as in ``MSG_SIZE_TOO_LARGE``; None if there is none such."""
+    return next((row.code for row in _table().values() if row.name == name), None)
+
+
 def delivery_error(error: KafkaError, topic: str, message_id: str, cause: KafkaError | None = None) -> DeliveryError:
     """The error of our tree for a failed delivery, with Kafka's as its `__cause__`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from base64 import b64encode
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from amqp.exceptions import AMQPError
@@ -19,7 +20,7 @@ from kafka_delivery.names import DEAD_LETTER, PROBE, RELEASED, SEND, SEND_MANY, 
 from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
 
 from . import breaker, engine
-from .lease import REDIS_FAULTS, REQUEUE_PAUSE_S
+from .lease import REDIS_FAULTS, pause_s
 from .parking import Parked
 from .transport import Channel
 
@@ -36,23 +37,34 @@ class Consumer(CeleryConsumer):
         count = max(initial_prefetch_count, getattr(pool, "max_in_flight", 0))
         super().__init__(*args, pool=pool, initial_prefetch_count=count, **kwargs)
 
+    celerys_way: Callable[[Any], None]
+    """For a message whose lane finds out late that it is none of its own."""
+
     def create_task_handler(self) -> Callable[[Any], None]:
         """As Celery's; what is too broken even for its error handlers would end the worker, again and again."""
         handle = super().create_task_handler()
         lanes = getattr(self.pool, "lanes", {})
 
-        def on_task_received(message: Any) -> None:
+        def settled(way: Callable[[Any], None], message: Any) -> None:
             try:
-                lane = lanes.get(message.headers.get("task"))
-                if (lane is None or not lane.take(message)) and not self._waits(message):
-                    self._begins(message)
-                    handle(message)
+                way(message)
             except QUEUE_FAULTS:  # not Celery's connection errors: for kombu, a KeyError is one
                 raise
             except Exception as exc:
                 self.on_decode_error(message, exc)
 
-        return on_task_received
+        def celerys_way(message: Any) -> None:
+            if not self._waits(message):
+                self._begins(message)
+                handle(message)
+
+        def on_task_received(message: Any) -> None:
+            lane = lanes.get(message.headers.get("task"))
+            if lane is None or not lane.take(message):
+                celerys_way(message)
+
+        self.celerys_way = partial(settled, celerys_way)
+        return partial(settled, on_task_received)
 
     def _waits(self, message: Any) -> bool:
         """Whether the circuit that the message needs is open; it is back in Redis then, where it waits.
@@ -128,7 +140,11 @@ class Consumer(CeleryConsumer):
         except Exception as error:  # not parked: then it must stay in the queue
             log.error("message.not_parked id=%s error=%s", item_id, type(error).__name__)
             # Not at once: the queue would hand it out again as often as it can.
-            self.timer.call_after(REQUEUE_PAUSE_S, message.reject_log_error, (log, QUEUE_FAULTS, True))
+            if isinstance(message.channel, Channel):
+                message.put_off_s = pause_s(error)
+                message.reject_log_error(log, QUEUE_FAULTS, True)
+            else:
+                self.timer.call_after(pause_s(error), message.reject_log_error, (log, QUEUE_FAULTS, True))
             return
         message.ack_log_error(log, self.connection_errors)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kombu.exceptions import KombuError
@@ -19,11 +20,21 @@ OUTCOMES = ("delivered", "retried", "deferred", "dead-lettered", "parked")
 
 
 class Counts:
-    """Counters of one process. Adding is cheap and safe from any thread; a killed process loses the last interval."""
+    """Counters of one process. Adding is cheap and safe from any thread; a killed process loses the last interval.
 
-    def __init__(self, redis: RedisClient, interval_s: float) -> None:
+    Args:
+        redis: where they are written.
+        interval_s: how often, in seconds.
+        told: called as often with what was counted since the last time, whether Redis takes it or not.
+    """
+
+    def __init__(
+        self, redis: RedisClient, interval_s: float, told: Callable[[Mapping[str, int]], None] | None = None
+    ) -> None:
         self._redis = redis
         self._interval_s = interval_s
+        self._told = told
+        self._unwritten: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._waiting: Counter[str] = Counter()
         self._stop = threading.Event()
@@ -51,18 +62,21 @@ class Counts:
     def _flush(self) -> None:
         with self._lock:
             counted, self._waiting = self._waiting, Counter()
-        if not counted:
+        if self._told is not None:
+            self._told(counted)
+        self._unwritten.update(counted)
+        if not self._unwritten:
             return
         try:
             with self._redis.client.pipeline(transaction=True) as pipe:
-                for field, count in counted.items():
+                for field, count in self._unwritten.items():
                     pipe.hincrby(self._redis.prefix + COUNTS, field, count)
                 pipe.execute()
         except (RedisError, KombuError, OSError) as error:
             # A timeout may have counted after all; counters may then be high, never a reason to stop a worker.
-            with self._lock:
-                self._waiting.update(counted)
-            log.warning("counts.not_written error=%s waiting=%d", type(error).__name__, len(counted))
+            log.warning("counts.not_written error=%s waiting=%d", type(error).__name__, len(self._unwritten))
+        else:
+            self._unwritten.clear()
 
 
 def read(redis: Any, prefix: str = "") -> dict[str, dict[str, int]]:

@@ -332,6 +332,9 @@ def _memory(info: Mapping[str, Any]) -> Finding:
         do = "set maxmemory to what the machine can spare, so that a full Redis refuses sends"
         return Finding("redis-memory", "warning", what, do)
     what = f"{used / limit:.0%} of maxmemory in use ({used:,} of {limit:,} bytes)"
+    if settings.current().backlog_max_bytes >= limit:
+        do = "set KAFKA_DELIVERY_BACKLOG_MAX_BYTES to about three quarters of maxmemory"
+        return Finding("redis-memory", "warning", f"{what}; it is full before the limit for new sends", do)
     if used > FULL * limit:
         return Finding("redis-memory", "warning", what, "raise maxmemory, or find out why records wait or are parked")
     return Finding("redis-memory", "ok", what)
@@ -547,8 +550,9 @@ class _Topics:
 def _durability(topic: str, copies: int, least: int) -> Finding:
     """What `acks=all` is worth for a topic of so many replicas when `min.insync.replicas` is `least`."""
     check, what = "topic-durability", f"{topic} confirms a record when {least} of {copies} replica(s) have it"
-    if least > copies:
-        return Finding(check, "error", f"{what}: never", "lower min.insync.replicas, or add replicas")
+    if least > copies:  # KAFKA-15583: since 3.7 the replicas that there are bound it
+        what += f": older brokers than Kafka 3.7 refuse every record, newer ones take {copies} for enough"
+        return Finding(check, "warning", what, "add replicas, or lower min.insync.replicas")
     if least == 1 < copies:
         do = "set min.insync.replicas of the topic to 2"
         return Finding(check, "warning", f"{what}: one that dies can take confirmed records with it", do)

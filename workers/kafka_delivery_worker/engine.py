@@ -9,13 +9,16 @@ import itertools
 import logging
 import os
 import threading
+from collections.abc import Sequence
+from functools import cached_property
+from time import monotonic, time_ns
 from typing import Any
 
 from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
 from kafka_delivery.errors import CircuitBreakerOpen, DeliveryError, InvalidRecordError
-from kafka_delivery.names import DEAD_LETTER, PROBE, SEND, DeadLetterHeaders
+from kafka_delivery.names import DEAD_LETTER, PROBE, SEND
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 
@@ -24,15 +27,23 @@ from .breaker import Admission
 from .broadcast import Broadcast
 from .classify import Retry, delivery_error, verdict
 from .counts import Counts
+from .dead_letter_headers import PRESETS
+from .dotted import load
+from .hook import DeadLettered, Hook
 from .lease import REQUEUE_PAUSE_S
-from .parking import Parked, ParkingStore
+from .metrics import Meters
+from .parking import Parked, ParkingStore, fingerprint
 from .producer import Outgoing, Producer, Report
-from .topics import TopicCreator
+from .sampling import Sample
+from .topics import DeadLetterTopics
 
 log = logging.getLogger("kafka_delivery.engine")
 
 NO_PROBE: Admission = 0
 """Of a record that was admitted before and is sent again: late, whatever becomes of it."""
+
+HOOK_CLOSE_S = 5.0
+"""How long the end of a worker waits for the application's own function."""
 
 stopping = Broadcast()
 """The worker was told to stop: records in flight may finish."""
@@ -47,34 +58,45 @@ class Engine:
     def __init__(self, s: settings.Settings) -> None:
         self._settings = s
         self._redis = RedisClient(s)
-        self._counts = Counts(self._redis, s.counts_interval_s)
+        self.meters = meters = Meters(s) if s.metrics_port else None
+        self._counts = Counts(self._redis, s.counts_interval_s, meters.counted if meters else None)
         self.breaker = breaker.current()
-        self.producer = Producer(s, on_error=self.breaker.broker_error)
-        self.outcomes: dict[str, Report] = {}
-        """Reports of records that the event loop produced and that failed, for the task that goes on with them."""
+        failed, stats = (meters.failed, meters.statistics.properties(s)) if meters else (None, {})
+        self.producer = Producer(s, self.breaker.broker_error, failed, **stats)
+        self.outcomes: dict[str, list[Report]] = {}
+        """By task id: reports of records that the event loop produced, for the task that goes on where one failed."""
         # Makes batches of one, for a record whose batch was refused: that one may have had bad company.
         # It connects when it is first used, which is hardly ever.
-        self._alone = Producer(s, None, **{"batch.num.messages": 1, "linger.ms": 0})
-        self._topics = TopicCreator(s)
-        self.breaker.in_flight = lambda: self.producer.in_flight + self._alone.in_flight
+        stats = meters.statistics_alone.properties(s) if meters else {}
+        self._alone = Producer(s, None, failed, **{"batch.num.messages": 1, "linger.ms": 0, **stats})
+        self._topics = DeadLetterTopics(s, self.producer)
+        self._hook = Hook(load("KAFKA_DELIVERY_ON_DEAD_LETTER", s.on_dead_letter)) if s.on_dead_letter else None
+        self._logged = Sample(s.success_logs_per_s if log.isEnabledFor(logging.INFO) else 0)
+        self.breaker.answers = self.producer.answers
+        self.breaker.in_flight = lambda: self.producer.in_flight_by_topic() + self._alone.in_flight_by_topic()
         threading.Thread(target=self._stop_in_time, name="kafka-delivery-stop", daemon=True).start()
 
     # -- one attempt
-    def deliver(self, record: Record, probe: str | None = None) -> dict[str, Any]:
+    def deliver(self, record: Record, probe: str | None = None, redrives: int = 0) -> dict[str, Any]:
         """Deliver one record; return where it is.
 
         Args:
             record: what to deliver.
             probe: mark of the probe that it is, if it is one.
+            redrives: how often it was sent again from its dead-letter topic; consumers see it in a header.
 
         Raises:
             DeliveryError: classified; see `classify.delivery_error`. `CircuitBreakerOpen`: it was not tried.
         """
-        return self._one(record, Outgoing.of(record), probe, self.outcomes.pop(record.id, None))
+        return self._one(record, Outgoing.of(record, redrives), probe, self.outcomes.pop(record.id, None))
 
-    def deliver_many(self, records: list[Record], probe: str | None = None) -> list[dict[str, Any] | DeliveryError]:
+    def deliver_many(
+        self, records: list[Record], batch_id: str, probe: str | None = None
+    ) -> list[dict[str, Any] | DeliveryError]:
         """Deliver records side by side; for each, in order, where it is or why not."""
-        return self._deliver([(record, Outgoing.of(record)) for record in records], probe)
+        sends = [(record, Outgoing.of(record)) for record in records]
+        known = self.outcomes.pop(batch_id, None)
+        return self._deliver(sends, probe) if known is None else self._after(sends, known, count=True)
 
     def deliver_dead_letter(self, record: Record, why: dict[str, Any], probe: str | None = None) -> dict[str, Any]:
         """Publish a dead letter; return where it is.
@@ -84,6 +106,8 @@ class Engine:
         """
         letter = self._dead_letter(record, why)
         try:
+            if probe is None and not self.breaker.is_shut(letter.topic) and self._topics.missing(letter.topic):
+                raise delivery_error(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART), letter.topic, record.id)
             metadata = self._one(record, letter, probe, count=False)
         except DeliveryError as error:
             if not self._topics.create(letter.topic, error):
@@ -91,16 +115,33 @@ class Engine:
             metadata = self._one(record, letter, None, count=False)
         self.count("dead-lettered", record.topic)
         log.warning(
-            "record.dead_lettered topic=%s message_id=%s error_class=%s error_code=%s dead_letter_topic=%s",
-            record.topic, record.id, why["error_class"], why["error_code"], letter.topic,
+            "record.dead_lettered topic=%s message_id=%s attempt=%d error_class=%s error_code=%s dead_letter_topic=%s "
+            "partition=%s offset=%s",
+            record.topic, record.id, why["retry_count"] + 1, why["error_class"], why["error_code"], letter.topic,
+            metadata["partition"], metadata["offset"],
         )  # fmt: skip
+        self._tell(record, why, partition=metadata["partition"], offset=metadata["offset"])
         return metadata
 
+    def _tell(self, record: Record, why: dict[str, Any], **where: Any) -> None:
+        """Let the application's own function know, if it has named one."""
+        if self._hook is not None:
+            reason = {name: why[name] for name in DeadLettered.__slots__ if name in why}
+            there = self._settings.dead_letter_topic(record.topic)
+            self._hook.tell(
+                DeadLettered(topic=record.topic, dead_letter_topic=there, message_id=record.id, **reason, **where)
+            )
+
     def _one(
-        self, record: Record, outgoing: Outgoing, probe: str | None, known: Report | None = None, count: bool = True
+        self,
+        record: Record,
+        outgoing: Outgoing,
+        probe: str | None,
+        known: list[Report] | None = None,
+        count: bool = True,
     ) -> dict[str, Any]:
         if known is not None:  # the event loop has sent it
-            outcome = self._after([(record, outgoing)], [known], count)[0]
+            outcome = self._after([(record, outgoing)], known, count)[0]
         else:
             outcome = self._deliver([(record, outgoing)], probe, count)[0]
         if isinstance(outcome, DeliveryError):
@@ -150,26 +191,30 @@ class Engine:
         reports: list[Report] = [Report(KafkaError(KafkaError._MSG_TIMED_OUT))] * len(batch)
         arrived, all_there = itertools.count(1), threading.Event()
 
-        def on_report(place: int, topic: str, admission: Admission) -> Any:
-            def put(report: Report) -> None:
-                reports[place] = report
-                self.tell_breaker(admission, topic, report)
-                if next(arrived) == len(batch):  # one wake-up for all: each takes the interpreter's lock
-                    all_there.set()
-
-            return put
+        def put(place: int, topic: str, admission: Admission, report: Report) -> None:
+            reports[place] = report
+            self.tell_breaker(admission, topic, [report])
+            if next(arrived) == len(batch):  # one wake-up for all: each takes the interpreter's lock
+                all_there.set()
 
         for place, (outgoing, admission) in enumerate(batch):
-            producer.produce(outgoing, on_report(place, outgoing.topic, admission))
+            producer.produce(outgoing, put, place, outgoing.topic, admission)
         all_there.wait(self._settings.report_timeout_s)
         return list(reports)
 
-    def tell_breaker(self, admission: Admission, topic: str, report: Report) -> None:
-        """What became of a record counts for the circuits."""
-        if report.error is None:
-            self.breaker.delivered(admission, topic)
-        else:
-            self.breaker.failed(admission, topic, report.error.code())
+    def tell_breaker(self, admission: Admission, topic: str, reports: Sequence[Report]) -> None:
+        """What became of records of one topic, sent under one admission, counts for the circuits.
+
+        In the order in which it came: what counts is also whether the last one failed.
+        """
+        codes = [None if report.error is None else report.error.code() for report in reports]
+        for code, run in itertools.groupby(codes):
+            records = len(list(run))
+            if code is None:
+                self.breaker.delivered(admission, topic, records)
+            else:
+                for _ in range(records):
+                    self.breaker.failed(admission, topic, code)
 
     def _outcome(
         self, record: Record, outgoing: Outgoing, report: Report, count: bool
@@ -177,7 +222,7 @@ class Engine:
         if report.error is not None:
             return delivery_error(report.error, outgoing.topic, record.id, report.cause)
         if count:
-            self.count("delivered", record.topic)
+            self.delivered(record.topic, [(record.id, report)])
         return {
             "topic": outgoing.topic,
             "partition": report.partition,
@@ -187,22 +232,17 @@ class Engine:
         }
 
     def _dead_letter(self, record: Record, why: dict[str, Any]) -> Outgoing:
-        names = DeadLetterHeaders
-        code = why["error_code"]
-        headers: list[tuple[str, str | bytes | None]] = [
-            (names.ORIGINAL_TOPIC, record.topic.encode()),
-            (names.ERROR_MESSAGE, why["error_message"].encode()),
-            (names.ERROR_CLASS, why["error_class"].encode()),
-            (names.ERROR_CODE, b"" if code is None else str(code).encode()),
-            (names.TIMESTAMP, why["failed_at"].encode()),
-            (names.RETRY_COUNT, str(why["retry_count"]).encode()),
-            (names.MESSAGE_ID, record.id.encode()),
-            *((names.OWN_PREFIX + name, value) for name, value in record.header_pairs),
-        ]
+        headers = PRESETS[self._settings.dead_letter_headers](record, why)
         topic = self._settings.dead_letter_topic(record.topic)
-        return Outgoing(topic, record.value_bytes, record.key_bytes, headers, None, record.timestamp_ms)
+        # Not the record's time, which is a header: of what happened long ago Kafka's retention would take the dead
+        # letter within minutes.
+        return Outgoing(topic, record.value_bytes, record.key_bytes, headers, None, time_ns() // 1_000_000)
 
-    # -- parking
+    # -- parking; each of these raises `ParkingFullError` where there is no room, and nothing is kept
+    @cached_property
+    def _parking(self) -> ParkingStore:
+        return ParkingStore.of(self._redis, self._settings)
+
     def park(self, record: Record, why: dict[str, Any], error: DeliveryError) -> str:
         """Keep a record whose dead-letter topic refused it; return the id under which it lies.
 
@@ -210,7 +250,7 @@ class Engine:
             redis.exceptions.RedisError: it is not kept.
         """
         text = f"{why['error_message']}; then its dead letter was refused: {error}"
-        return self._park(
+        kept = self._park(
             Parked(
                 id=record.id,
                 kind="dead-letter",
@@ -218,11 +258,15 @@ class Engine:
                 error_code=why["error_code"],
                 error_message=text,
                 retry_count=why["retry_count"],
+                redrive_count=why["redrive_count"],
                 topic=record.topic,
                 content="record",
                 data=record.to_wire(self._settings.cluster),
+                **fingerprint(record.value_bytes),
             )
         )
+        self._tell(record, why, parked_id=kept)
+        return kept
 
     def park_call(self, request: Any, error: Exception, kind: str | None = None, why: str | None = None) -> str:
         """Keep a call that failed in a way that nobody planned, or that will never run; return its id.
@@ -258,6 +302,7 @@ class Engine:
                     "args": list(request.args or ()),
                     "kwargs": dict(request.kwargs or {}),
                 },
+                **(fingerprint(record.value_bytes) if record else {}),
             )
         )
 
@@ -270,17 +315,46 @@ class Engine:
         return self._park(item)
 
     def _park(self, item: Parked) -> str:
-        kept = ParkingStore(self._redis.client, self._redis.prefix).park(item)
+        kept = self._parking.park(item)
         self.count("parked", item.topic or "")
         log.error(
-            "record.parked kind=%s topic=%s parked_id=%s error_class=%s", item.kind, item.topic, kept, item.error_class
-        )
+            "record.parked kind=%s topic=%s message_id=%s parked_id=%s error_class=%s error_code=%s",
+            item.kind, item.topic, item.id, kept, item.error_class, item.error_code,
+        )  # fmt: skip
         return kept
 
+    # -- what became of a record: counted and logged
+    def count(self, outcome: str, topic: str, records: int = 1) -> None:
+        """Count records of one topic; see `counts.OUTCOMES`."""
+        self._counts.add(outcome, topic, records)
+
+    def delivered(self, topic: str, records: Sequence[tuple[str, Report]]) -> None:
+        """Records, by their ids, are in their topic. Of these a sample is logged."""
+        if not records:
+            return
+        self._counts.add("delivered", topic, len(records))
+        if self.meters is not None:
+            for message_id, _ in records:
+                self.meters.end_to_end.arrived(message_id)
+        for message_id, report in records[: self._logged.takes(monotonic(), len(records))]:
+            log.info(
+                "record.delivered topic=%s message_id=%s partition=%s offset=%s",
+                topic, message_id, report.partition, report.offset,
+            )  # fmt: skip
+
+    def sent_again(self, outcome: str, error: DeliveryError, retries: int) -> None:
+        """It is ``retried``, or ``deferred`` without using an attempt; for the time being it failed."""
+        self._counts.add(outcome, error.topic)
+        log.warning(
+            f"record.{outcome} topic=%s message_id=%s attempt=%d error_class=%s error_code=%s error=%s",
+            error.topic, error.message_id, retries + 1, type(error).__name__, error.code, error.name,
+        )  # fmt: skip
+
     # -- the rest
-    def count(self, outcome: str, topic: str) -> None:
-        """Count one record; see `counts.OUTCOMES`."""
-        self._counts.add(outcome, topic)
+    @property
+    def producers(self) -> tuple[Producer, Producer]:
+        """The one that all records take, and the one for records that were refused with their batch."""
+        return self.producer, self._alone
 
     @property
     def stopping(self) -> bool:
@@ -303,6 +377,8 @@ class Engine:
         timeout = 0.0 if hurrying.sent else self._settings.shutdown_timeout_s
         self.producer.close(timeout)
         self._alone.close(timeout)
+        if self._hook is not None:
+            self._hook.close(min(timeout, HOOK_CLOSE_S))
         self.breaker.stop()
         self._counts.stop()
 

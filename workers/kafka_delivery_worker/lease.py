@@ -18,7 +18,6 @@ import os
 import threading
 import uuid
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, NamedTuple
 
 from kombu.exceptions import KombuError
@@ -26,6 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from kafka_delivery import names
+from kafka_delivery.errors import ParkingFullError
 
 from .parking import Parked, ParkingStore
 
@@ -35,8 +35,17 @@ REDIS_FAULTS = (RedisError, KombuError, OSError)
 
 UNBOUNDED = 2**40
 
+CLAIM_BYTES = 8 * 1024 * 1024
+"""Of messages that one claim may bring. As many as may be held would keep Redis, and then the event loop, from all else
+for a third of a second, and be in memory twice."""
+
 REQUEUE_PAUSE_S = 2.0
 """Before a message goes back because Redis refused something: the queue would hand it out again at once."""
+
+
+def pause_s(fault: Exception) -> float:
+    """How long a message waits that could not be parked because of `fault`."""
+    return fault.retry_after if isinstance(fault, ParkingFullError) else REQUEUE_PAUSE_S
 
 
 @functools.cache
@@ -46,12 +55,18 @@ def script(name: str) -> str:
 
 
 class Settling(NamedTuple):
-    """Delivery tags of messages that are done with, that go to the end of their lists, and that are put aside, each
-    with its topic."""
+    """Delivery tags of messages that are done with, that go to the end of their lists, that are put aside, each with
+    its topic, and that are put off, each with the milliseconds until it is handed out again."""
 
     acks: list[str]
     returns: list[str]
     asides: list[tuple[str, str]]
+    offs: list[tuple[str, int]]
+
+    @classmethod
+    def nothing(cls) -> Settling:
+        """Where there is nothing to tell."""
+        return cls([], [], [], [])
 
 
 class Renewed(NamedTuple):
@@ -74,7 +89,9 @@ class Lease:
         max_bytes: of messages that may be held at a time.
         cluster: the Kafka cluster whose circuits decide what may be claimed.
         ramp_s: how long claims grow to their full number after one of them was open.
+        on_parked: called for each message that was parked and never reached a task.
         max_deaths: workers that may die with a message before it is parked. From the third on it is claimed alone.
+        parked_max_bytes: of Redis's memory that parked items may take; 0 for any.
     """
 
     def __init__(
@@ -86,6 +103,8 @@ class Lease:
         max_deaths: int = 5,
         cluster: str = "default",
         ramp_s: float = 0.0,
+        parked_max_bytes: int = 0,
+        on_parked: Callable[[], None] = lambda: None,
     ) -> None:
         self.owner = uuid.uuid4().hex
         self.milliseconds = int(seconds * 1000)
@@ -96,18 +115,19 @@ class Lease:
         self.held_key = prefix + names.HELD + self.owner
         self.held: dict[str, int] = {}
         """Delivery tag -> size of what this process works on or is about to."""
-        self.settling = Settling([], [], [])
+        self.settling = Settling.nothing()
         self.pool_keeps_reserved = False
         """Whether the pool works on all that it was given also after a connection broke; it sets this."""
         self._bytes = 0
         self._max_bytes = max_bytes
         self._max_deaths = max_deaths
+        self._parked_max_bytes = parked_max_bytes
         self.circuits = prefix + names.CIRCUITS.format(cluster=cluster)
         self.waiting = prefix + names.WAITING
         self.ramp_ms = int(ramp_s * 1000)
-        self._later: list[tuple[float, str]] = []
         self._claims = 0
         self._connect = connect
+        self.on_parked = on_parked
         self._redis: Any = None
         self._stop = threading.Event()
         self._stopped = False
@@ -127,9 +147,24 @@ class Lease:
                 raise RedisConnectionError(str(error)) from error
         return self._redis
 
+    @functools.cached_property
+    def parking(self) -> ParkingStore:
+        """Where goes what is no message, or too dangerous.
+
+        Raises:
+            redis.exceptions.ConnectionError: Redis cannot be reached.
+        """
+        return ParkingStore(self.redis, self.prefix, self._parked_max_bytes)
+
     # -- claims; the channel sends them on its own connection
     def claim_arguments(
-        self, room: int, lists: list[str], settling: Settling, limit: int = UNBOUNDED, probe: tuple[str, str] = ("", "")
+        self,
+        room: int,
+        lists: list[str],
+        settling: Settling,
+        limit: int = UNBOUNDED,
+        probe: tuple[str, str] = ("", ""),
+        beyond: int = 0,
     ) -> list[Any]:
         """Keys and arguments of claim.lua, for a number of the claim's own.
 
@@ -139,28 +174,34 @@ class Lease:
             settling: what to settle in the same step.
             limit: how many messages may be held, which grows to this after an outage.
             probe: scope and token of the probe that the one message is which may come.
+            beyond: how many may be held besides at any time, of topics in trouble.
         """
         self._claims += 1
         circuit = f"{self.circuits}{names.CLUSTER_SCOPE}:"
         keys = [self.gate, self.leases, self.held_key, self.deaths, f"{circuit}st", f"{circuit}p", self.waiting]
         for name in lists:
             keys += [self.prefix + name, self.prefix + names.DELAYED + name]
-        acks, returns, asides = settling
-        counts = [len(acks), len(returns), len(asides)]
-        settled = [*acks, *returns, *(part for aside in asides for part in aside)]
-        arguments = [self.owner, self.milliseconds, room, self.room_for_bytes(), self._claims, self.prefix]
-        arguments += [limit, self.ramp_ms, self.circuits, *probe]
+        counts = [len(tags) for tags in settling]
+        settled: list[Any] = [*settling.acks, *settling.returns]
+        settled += [part for pair in (*settling.asides, *settling.offs) for part in pair]
+        most = min(self.room_for_bytes(beyond), CLAIM_BYTES)
+        if probe[0]:
+            most = max(most, 1)  # it is one message, and what fills the room may wait for it
+        arguments = [self.owner, self.milliseconds, room, most, self._claims, self.prefix]
+        arguments += [limit, self.ramp_ms, self.circuits, *probe, self.prefix + names.DELAYED, beyond]
         return [len(keys), *keys, *arguments, *counts, *settled, *lists]
 
-    def room_for_bytes(self) -> int:
-        """Bytes that may be claimed now."""
-        return max(0, self._max_bytes - self._bytes)
+    def room_for_bytes(self, stuck: int = 0) -> int:
+        """Bytes that may be claimed now, if so many of the messages held are stuck for topics in trouble."""
+        share = min(1.0, stuck / len(self.held)) if self.held else 0.0  # nobody knows the topic of each
+        beyond = min(self._max_bytes, int(self._bytes * share))
+        return max(0, self._max_bytes + beyond - self._bytes)
 
     def claimed(self, tags: list[str], items: list[bytes]) -> None:
         """These are this process's to work on."""
-        for tag, item in zip(tags, items, strict=True):
-            self.held[tag] = len(item)
-            self._bytes += len(item)
+        sizes = list(map(len, items))
+        self.held.update(zip(tags, sizes, strict=True))
+        self._bytes += sum(sizes)
 
     def forget(self, tag: str) -> None:
         """Nobody here works on the message any more; `reconcile` or `stop` returns it to the front of its list."""
@@ -168,7 +209,7 @@ class Lease:
 
     def settled(self, tag: str) -> None:
         """The message is elsewhere, or done with."""
-        self.forget(tag)
+        self._bytes -= self.held.pop(tag, 0)  # as `forget`, without a call for each message
         self.settling.acks.append(tag)
 
     def returned(self, tag: str) -> None:
@@ -181,18 +222,14 @@ class Lease:
         self.forget(tag)
         self.settling.asides.append((tag, topic))
 
-    def return_later(self, tag: str, seconds: float) -> None:
-        """The message goes to the end of its list after a pause: at once, it would come back at once."""
-        self._later.append((monotonic() + seconds, tag))
+    def put_off(self, tag: str, seconds: float) -> None:
+        """The message waits in Redis before anybody is handed it again: at once, it would come back at once."""
+        self.forget(tag)
+        self.settling.offs.append((tag, int(seconds * 1000)))
 
     @property
     def to_settle(self) -> bool:
-        """Whether there is anything to tell Redis; what was to wait may do so no longer."""
-        if self._later and self._later[0][0] <= monotonic():
-            due = [tag for at, tag in self._later if at <= monotonic()]
-            self._later = self._later[len(due) :]
-            for tag in due:
-                self.returned(tag)
+        """Whether there is anything to tell Redis."""
         return any(self.settling)
 
     def knows(self, holding: int) -> bool:
@@ -201,13 +238,15 @@ class Lease:
 
     def take_settled(self) -> Settling:
         """What to send with the next claim; give it back with `untake_settled` if that failed."""
-        taken, self.settling = self.settling, Settling([], [], [])
+        taken, self.settling = self.settling, Settling.nothing()
         return taken
 
     def untake_settled(self, taken: Settling) -> None:
         """Settling twice changes nothing, so what may have been sent is sent again."""
         now = self.settling
-        self.settling = Settling(taken.acks + now.acks, taken.returns + now.returns, taken.asides + now.asides)
+        self.settling = Settling(
+            taken.acks + now.acks, taken.returns + now.returns, taken.asides + now.asides, taken.offs + now.offs
+        )
 
     def flush(self) -> None:
         """Settle now.
@@ -312,13 +351,19 @@ class Lease:
     def park_poison(self) -> None:
         """Move what killed too many workers to the parking store. Interrupted, it is done again and changes nothing.
 
+        What finds no room there stays on its way.
+
         Raises:
             redis.exceptions.RedisError: what is left is still on its way.
         """
         while (entry := self.redis.lindex(self.poison, 0)) is not None:
             queue, _, envelope = entry.decode(errors="surrogateescape").partition("\n")
-            kept = ParkingStore(self.redis, self.prefix).park(poisoned(queue, envelope, self._max_deaths))
+            try:
+                kept = self.parking.park(poisoned(queue, envelope, self._max_deaths))
+            except ParkingFullError:  # the store has said so
+                return
             self.redis.lrem(self.poison, 1, entry)
+            self.on_parked()
             log.error("message.parked kind=poison parked_id=%s", kept)
 
 

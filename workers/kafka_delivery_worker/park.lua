@@ -1,11 +1,21 @@
--- Park one item, once. KEYS: items (hash), index (sorted set); ARGV: id, digest of its content, time (ms), item (JSON)
--- Returns the id under which it lies.
+-- Park one item, once, if there is room for it. What is parked already may always be parked again, with a new reason.
+--
+-- KEYS: as for room.lua; ARGV: id, digest of its content, time (ms), item (JSON), bytes that all may take (0: any)
+-- Reply: {id under which it lies, bytes taken}; {"", bytes taken} if there is no room
 local id = ARGV[1]
 local namesake = id .. '~' .. string.sub(ARGV[2], 1, 8)  -- the same id, another content: a caller reused it; both stay
 local held = redis.call('HGET', KEYS[1], id)
 -- Found as text: quotes within strings are escaped, so this can only be the field itself.
 local another = held and not string.find(held, '"digest": "' .. ARGV[2] .. '"', 1, true)
 if another or redis.call('HEXISTS', KEYS[1], namesake) == 1 then id = namesake end
+
+local bytes, estimated, at = taken()
+local before = size(id)
+local after = bytes - before + #ARGV[4] + 2 * #id + OVERHEAD
+local limit = tonumber(ARGV[5])
+if before == 0 and limit > 0 and after > limit then return {'', bytes} end
+
 redis.call('HSET', KEYS[1], id, ARGV[4])
 redis.call('ZADD', KEYS[2], ARGV[3], id)
-return id
+keep(after, estimated, at)
+return {id, after}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -33,6 +34,10 @@ POLL_S = 0.003
 OUTAGE_POLL_S = 0.1
 """The same while the circuit is open: what is in flight waits for the cluster, not for us."""
 
+BATCHED = 4_000
+"""Records in flight up to which another batch begins: enough that Kafka never waits for one, and librdkafka's buffer
+(20,000) has room for it, and for as many records that are stuck."""
+
 QUIET_POLL_S = 1.0
 """How often librdkafka may call back while nothing is in flight; it has only errors to tell."""
 
@@ -51,11 +56,13 @@ class TaskPool(ThreadPool):
         self.in_flight = 0
         self.lanes: dict[str, Any] = {}
         self.stopping = False
+        self._waiting: deque[Callable[[], None]] = deque()
         self._producer = engine.current().producer
         self._breaker = engine.current().breaker
         self._hub: Any = None
         self._polling = False
         self._next_poll: Any = None
+        self._poll_at = 0.0
         self._producer.poll_by_caller(self._wake)
         # After a reconnect Celery would leave room for `concurrency` messages less those in flight: for one, and here
         # nothing raises it again. The lease counts what is in flight over all connections.
@@ -67,6 +74,7 @@ class TaskPool(ThreadPool):
         if settings.current().leases:
             process_lease().pool_keeps_reserved = True
         loop.call_repeatedly(QUIET_POLL_S, self._poll)
+        loop.on_tick.add(self._poll_in_time)
         self._poll_soon()  # what a broken connection to Redis left in flight
 
     def on_apply(self, target: Any, *args: Any, accept_callback: Any = None, **options: Any) -> Any:
@@ -87,31 +95,55 @@ class TaskPool(ThreadPool):
         state.task_ready(request)
         request.reject(requeue=True)  # unless it is settled
 
-    def launch(self, outgoing: Outgoing, size: int, on_report: Callable[[Report], None]) -> None:
-        """Hand a record to librdkafka; `on_report` is called by the event loop.
+    def launch(self, outgoing: Outgoing, size: int, on_report: Callable[[Any, Report], None], what: Any) -> None:
+        """Hand a record to librdkafka.
 
         Args:
             outgoing: the record.
-            size: what it counts against the bound on bytes.
-            on_report: called once.
+            size: what it counts against the bound on bytes, until its lane says that it has `landed`.
+            on_report: called once, with `what`. It only notes the report: after each poll the lanes `settle` all.
+            what: that the report is of.
         """
         self.in_flight += 1
         self.bytes_in_flight += size
-
-        def report(outcome: Report) -> None:
-            self.in_flight -= 1
-            self.bytes_in_flight -= size
-            try:
-                on_report(outcome)
-            except Exception:  # it would end the polling, and librdkafka would be taken for broken
-                log.exception("pool.report_failed")
-
         try:
-            self._producer.produce(outgoing, report)
+            self._producer.produce(outgoing, on_report, what)
         except BaseException:
-            self.in_flight -= 1
-            self.bytes_in_flight -= size
+            self.landed(1, size)
             raise
+
+    def launch_all(self, outgoings: list[Outgoing], size: int, on_report: Callable[[int, Report], None]) -> None:
+        """As `launch`, for many records; `on_report` is called for each, with its place. `size` is that of all."""
+        self.in_flight += len(outgoings)
+        self.bytes_in_flight += size
+        produce = self._producer.produce
+        try:
+            for place, outgoing in enumerate(outgoings):
+                produce(outgoing, on_report, place)
+        except BaseException:  # of those before it the reports come, and find that nobody waits for them
+            self.landed(len(outgoings), size)
+            raise
+
+    def landed(self, records: int, size: int) -> None:
+        """They have their reports."""
+        self.in_flight -= records
+        self.bytes_in_flight -= size
+
+    def when_room(self, start: Callable[[], None]) -> None:
+        """Call `start`, which launches many records, as soon as few enough are in flight."""
+        if self._waiting or not self._has_room:
+            self._waiting.append(start)
+        else:
+            start()
+
+    @property
+    def _has_room(self) -> bool:
+        # What is stuck for topics in trouble leaves its room to others, but no more than librdkafka's buffer has.
+        return self._producer.in_flight - min(BATCHED, self._breaker.stuck) < BATCHED
+
+    def _start_waiting(self) -> None:
+        while self._waiting and self._has_room and not self.stopping:
+            self._waiting.popleft()()
 
     def _wake(self) -> None:
         # Of any thread: a dead letter's, or a send's whose caller wants the result.
@@ -121,21 +153,32 @@ class TaskPool(ThreadPool):
 
     def _poll_soon(self) -> None:
         self._polling = False  # before looking: a record that comes now must wake
-        if self._producer.in_flight:
+        if self._producer.in_flight or self._waiting:
             self._polling = True
             if self._next_poll is None:
                 pause = OUTAGE_POLL_S if self._breaker.shut else POLL_S
                 self._next_poll = self._hub.call_later(pause, self._poll_on)
+                self._poll_at = monotonic() + pause
+
+    def _poll_in_time(self) -> None:
+        """On each turn of the event loop, which fires ten timers at most: thousands may be due before ours."""
+        if self._next_poll is not None and monotonic() >= self._poll_at:
+            self._next_poll.cancel()
+            self._poll_on()
 
     def _poll_on(self) -> None:
         self._next_poll = None
         try:
-            self._producer.serve(0)
+            self._poll()
+            self._start_waiting()
         finally:
             self._poll_soon()
 
-    def _poll(self) -> None:
-        self._producer.serve(0)
+    def _poll(self, timeout_s: float = 0) -> None:
+        """Collect the reports of up to so many seconds, and let the lanes go on with them."""
+        self._producer.serve(timeout_s)
+        for lane in self.lanes.values():
+            lane.settle()
 
     def on_stop(self) -> None:
         """Wait for the reports of what is in flight; the event loop does no longer. The engine ends the waiting."""
@@ -146,7 +189,7 @@ class TaskPool(ThreadPool):
         self.executor.shutdown(wait=False, cancel_futures=True)
         deadline = monotonic() + settings.current().shutdown_timeout_s + settings.current().report_timeout_s
         while (self._producer.in_flight or self._busy()) and monotonic() < deadline:
-            self._producer.serve(0.05)
+            self._poll(0.05)
             if not self._producer.in_flight:
                 time.sleep(0.01)  # a thread is not done, and may still hand over a record
         super().on_stop()

@@ -10,10 +10,10 @@ own, so `on_report` must not block.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -23,10 +23,12 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import Producer as Client
 
 from kafka_delivery.errors import SettingsError
+from kafka_delivery.names import REDRIVE_COUNT
 from kafka_delivery.record import Record
 from kafka_delivery.settings import DEAD_LETTER_HEADROOM_BYTES, Settings
 
 from .classify import Kind, verdict
+from .dotted import load
 
 log = logging.getLogger("kafka_delivery.producer")
 librdkafka_log = logging.getLogger("kafka_delivery.librdkafka")
@@ -40,8 +42,19 @@ MAX_RESENDS = 2
 LOST_REPORT_WAIT_S = 1.0
 """After a client failed and was purged, its reports are there within milliseconds; what is missing is lost."""
 
+COLLECTED_S = 2.0
+"""Who polls for its reports does so ten times a second at least; what keeps it longer keeps these from being seen."""
+
+MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+
 REPEATED_ERROR_S = 30.0
 """A broker that is down is reported every two seconds; the same error is logged once in this time."""
+
+
+NO_CLIENT = -1
+
+new_tuple = tuple.__new__
+"""Makes a NamedTuple without its own constructor, which is a Python function: there are two for each record."""
 
 
 class Outgoing(NamedTuple):
@@ -55,9 +68,11 @@ class Outgoing(NamedTuple):
     timestamp_ms: int
 
     @classmethod
-    def of(cls, record: Record) -> Outgoing:
-        """`record`, for its own topic."""
+    def of(cls, record: Record, redrives: int = 0) -> Outgoing:
+        """`record`, for its own topic; with `redrives`, how often it was sent again from its dead-letter topic."""
         headers: list[tuple[str, str | bytes | None]] = [*record.kafka_headers]
+        if redrives:
+            headers.insert(1, (REDRIVE_COUNT, str(redrives)))  # before the record's own of that name, if it has one
         return cls(record.topic, record.value_bytes, record.key_bytes, headers, record.partition, record.timestamp_ms)
 
     def __repr__(self) -> str:
@@ -81,17 +96,31 @@ class Report(NamedTuple):
 
 
 class _Pending:
-    """A record between `produce` and its report."""
+    """A record between `produce` and its report, which librdkafka delivers by calling this."""
 
-    __slots__ = ("done", "generation", "on_report", "outgoing", "resends", "started")
+    __slots__ = ("generation", "on_report", "outgoing", "producer", "resends", "what")
 
-    def __init__(self, outgoing: Outgoing, on_report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        producer: Producer,
+        outgoing: Outgoing,
+        on_report: Callable[..., None],
+        what: tuple[Any, ...],
+        resends: int = 0,
+    ) -> None:
+        self.producer = producer
         self.outgoing = outgoing
         self.on_report = on_report
-        self.started = monotonic()
-        self.generation = -1
-        self.resends = 0
-        self.done = False
+        self.what = what
+        self.generation = NO_CLIENT
+        self.resends = resends
+
+    def __call__(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None:
+            self.producer._failed(self, error, message.latency())
+            return
+        where = (None, None, message.partition(), message.offset(), message.timestamp()[1])
+        self.producer._finish(self, new_tuple(Report, where))
 
 
 class Producer:
@@ -100,25 +129,45 @@ class Producer:
     Args:
         settings: of the worker.
         on_error: called with the code of each error of the client itself or of its brokers.
+        on_failure: called with topic and code of each record that is reported as failed.
         **properties: librdkafka properties that differ from them.
     """
 
-    def __init__(self, settings: Settings, on_error: Callable[[int], None] | None = None, **properties: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        on_error: Callable[[int], None] | None = None,
+        on_failure: Callable[[str, int], None] | None = None,
+        **properties: Any,
+    ) -> None:
         self._told = on_error
+        self._on_failure = on_failure
         self._properties = librdkafka_properties(settings) | properties
         self._lock = threading.RLock()
         self._generation = 0
-        self._client: Client | None = None
+        self._made: tuple[Client, int] | None = None
+        """The client, and which it is."""
         self._pending: set[_Pending] = set()
         self._closing = False
         self._wake: Callable[[], None] | None = None
+        self._served_at = monotonic()
         self._last_error: tuple[float, KafkaError] | None = None
         self._logged: dict[int, float] = {}
         self.replaced = 0
+        self.waited_s = 0.0
+        """For room in the client's buffer."""
 
-    def produce(self, outgoing: Outgoing, on_report: Callable[[Report], None]) -> None:
-        """Hand a record over; `on_report` is called once, with what became of it. Waits while the buffer is full."""
-        self._hand_over(_Pending(outgoing, on_report))
+    def produce(self, outgoing: Outgoing, on_report: Callable[..., None], *what: Any) -> None:
+        """Hand a record over. Waits while the buffer is full.
+
+        Args:
+            outgoing: the record.
+            on_report: called once, with `what` and then the `Report`.
+            what: tells its reports apart; a function made for each record would cost more than the call.
+        """
+        pending = _Pending(self, outgoing, on_report, what)
+        self._pending.add(pending)
+        self._hand_over(pending)
 
     def poll_by_caller(self, wake: Callable[[], None]) -> None:
         """Say, before the first record, that the caller will `serve` while records are in flight.
@@ -130,72 +179,104 @@ class Producer:
 
     def serve(self, timeout_s: float) -> None:
         """Collect reports for up to `timeout_s`; they are delivered in this thread."""
-        if self._client is None:
+        made = self._made
+        if made is None:
             return
-        client, generation = self._current()
+        client, generation = made
         failure = self._serve(partial(client.poll, timeout_s))
+        self._served_at = monotonic()
         if failure is not None:
             self._replace(generation, failure)
+
+    def answers(self, topic: str, timeout_s: float) -> bool:
+        """Whether any broker says within `timeout_s` what it knows of a topic; it is not created by asking."""
+        made = self._made
+        if self._wake is not None and monotonic() - self._served_at > COLLECTED_S:
+            return False  # nobody collects the reports, which may all be there: this process is silent, not the topic
+        try:
+            return made is not None and bool(made[0].list_topics(topic, timeout_s))
+        except (KafkaException, RuntimeError):  # it cannot be reached, or the client was closed meanwhile
+            return False
+
+    def lacks(self, topic: str, timeout_s: float) -> bool:
+        """Whether the cluster says, within `timeout_s`, that there is no such topic; it is not created by asking."""
+        client, _ = self._current()
+        try:
+            error = client.list_topics(topic, timeout_s).topics[topic].error
+        except (KafkaException, RuntimeError):  # it cannot be reached, or the client was closed meanwhile
+            return False
+        return error is not None and error.code() in MISSING
 
     @property
     def in_flight(self) -> int:
         """Records without a report yet."""
         return len(self._pending)
 
+    def in_flight_by_topic(self) -> Counter[str]:
+        """The same for each topic."""
+        return Counter(one.outgoing.topic for one in list(self._pending))
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Of their keys and values."""
+        return sum(len(one.outgoing.value or b"") + len(one.outgoing.key or b"") for one in list(self._pending))
+
     def give_back(self) -> None:
         """Take no more records, and report those in flight as purged. For those Kafka has already, that is unknown."""
         self._closing = True
-        if self._client is not None:
-            self._serve(self._client.purge)
+        made = self._made
+        if made is not None:
+            self._serve(made[0].purge)
 
     def close(self, timeout_s: float) -> None:
         """Deliver what is in flight within `timeout_s`, report the rest as purged, and end the client."""
         with self._lock:
-            client = self._client
-        if client is None:
+            made = self._made
+        if made is None:
             self._closing = True
             return
+        client, _ = made
         if not self._closing:
             self._serve(partial(client.flush, timeout_s))
         self.give_back()
         self._serve(partial(client.flush, LOST_REPORT_WAIT_S))
-        for pending in list(self._pending):
+        for pending in self._pending.copy():
             self._finish(pending, Report(KafkaError(KafkaError._PURGE_INFLIGHT)))
         self._serve(client.close)
 
     # -- the client and its failures
     def _hand_over(self, pending: _Pending) -> None:
-        while not pending.done:
+        while pending in self._pending:  # another thread may find that its client has failed, and send it again
             if self._closing:
                 self._finish(pending, Report(KafkaError(KafkaError._PURGE_QUEUE)))
                 return
-            client, generation = self._current()
-            pending.generation = generation
-            self._pending.add(pending)
+            client, pending.generation = self._made or self._current()
             topic, value, key, headers, partition, timestamp_ms = pending.outgoing
-            try:
+            try:  # all by position: names would double what the call costs
                 client.produce(
-                    topic,
-                    value,
-                    key,
-                    -1 if partition is None else partition,
-                    partial(self._on_delivery, pending, generation),
-                    timestamp=timestamp_ms,
-                    headers=headers,
+                    topic, value, key, -1 if partition is None else partition, pending, None, timestamp_ms, headers
                 )
                 if self._wake is not None:
                     self._wake()
                 return
             except BufferError:
+                since = monotonic()
                 self._serve(partial(client.poll, 0.1))  # back-pressure: reports make room
+                with self._lock:
+                    self.waited_s += monotonic() - since
             except KafkaException as failure:
                 error: KafkaError = failure.args[0]
+                if error.code() == KafkaError._UNKNOWN_TOPIC:
+                    # It remembers what a broker said. Whether a record gets that code or the broker's is chance; under
+                    # two names half of them would be missing from a summary, a filter, an alert.
+                    error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
                 if verdict(error.code()).kind is not Kind.FATAL:
                     self._finish(pending, Report(error))
                     return
-                self._pending.discard(pending)
+                generation, pending.generation = pending.generation, NO_CLIENT  # this one is sent again here
                 self._replace(generation, error)
-                if not self._may_resend(pending):
+                pending.resends += 1
+                if pending.resends > MAX_RESENDS:
                     self._finish(pending, Report(error))
             except RuntimeError:  # closed meanwhile, in another thread
                 self._closing = True
@@ -204,17 +285,22 @@ class Producer:
                 raise
 
     def _current(self) -> tuple[Client, int]:
-        with self._lock:
-            if self._client is None:
-                self._client = Client(self._properties | {"error_cb": self._on_error}, logger=librdkafka_log)
-                if self._wake is None:
-                    threading.Thread(
-                        target=self._poll,
-                        args=(self._client, self._generation),
-                        name=f"kafka-delivery-reports-{self._generation}",
-                        daemon=True,
-                    ).start()
-            return self._client, self._generation
+        current = self._made  # read once: another thread may replace it
+        if current is None:
+            with self._lock:
+                current = self._made = self._made or self._make()
+        return current
+
+    def _make(self) -> tuple[Client, int]:
+        client = Client(self._properties | {"error_cb": self._on_error}, logger=librdkafka_log)
+        if self._wake is None:
+            threading.Thread(
+                target=self._poll,
+                args=(client, self._generation),
+                name=f"kafka-delivery-reports-{self._generation}",
+                daemon=True,
+            ).start()
+        return client, self._generation
 
     def _poll(self, client: Client, generation: int) -> None:
         while generation == self._generation and (self._pending or not self._closing):
@@ -248,9 +334,9 @@ class Producer:
         want of a permission) is not made again and again.
         """
         with self._lock:
-            if generation != self._generation or self._closing or self._client is None:
+            if generation != self._generation or self._closing or self._made is None:
                 return
-            failed, self._client = self._client, None
+            (failed, _), self._made = self._made, None
             self._generation += 1
             self.replaced += 1
         log.error("producer.replaced code=%s in_flight=%d", error.name(), len(self._pending))
@@ -258,40 +344,49 @@ class Producer:
         deadline = monotonic() + LOST_REPORT_WAIT_S
         while len(failed) and monotonic() < deadline:
             self._serve(partial(failed.flush, 0.1))
-        for pending in [p for p in list(self._pending) if p.generation == generation]:
+        for pending in [p for p in self._pending.copy() if p.generation == generation]:
             self._resend(pending, error)
 
     def _resend(self, pending: _Pending, error: KafkaError) -> None:
-        if self._may_resend(pending):
-            self._hand_over(pending)
-        else:
+        """Send it again as a new one, once, whichever threads ask for it; a late report is then nobody's."""
+        if pending.resends >= MAX_RESENDS:
             self._finish(pending, Report(error))
+            return
+        again = _Pending(self, pending.outgoing, pending.on_report, pending.what, pending.resends + 1)
+        self._pending.add(again)  # first: the record is in flight all the time
+        if self._take(pending):
+            self._hand_over(again)
+        else:
+            self._pending.discard(again)
 
-    def _may_resend(self, pending: _Pending) -> bool:
-        pending.resends += 1
-        return pending.resends <= MAX_RESENDS
-
-    # -- callbacks of librdkafka
-    def _on_delivery(self, pending: _Pending, generation: int, error: KafkaError | None, message: Any) -> None:
-        if generation != pending.generation or pending not in self._pending:
-            return None  # a late report of a client that was replaced: the record is on its way again
-        if error is None:
-            timestamp_ms = message.timestamp()[1]
-            return self._finish(pending, Report(None, None, message.partition(), message.offset(), timestamp_ms))
-        if generation != self._generation and not self._closing:
-            return self._resend(pending, error)
+    # -- reports
+    def _failed(self, pending: _Pending, error: KafkaError, waited_s: float | None) -> None:
+        if pending.generation != self._generation and not self._closing:
+            self._resend(pending, error)
+            return
         cause = None
-        if error.code() == KafkaError._MSG_TIMED_OUT and self._last_error and self._last_error[0] >= pending.started:
-            cause = self._last_error[1]
-        return self._finish(pending, Report(error, cause))
+        if error.code() == KafkaError._MSG_TIMED_OUT and self._last_error:
+            at, last = self._last_error
+            cause = last if at >= monotonic() - (waited_s or 0) else None
+        self._finish(pending, Report(error, cause))
 
     def _finish(self, pending: _Pending, report: Report) -> None:
-        with self._lock:  # a record that two threads send again, when a client fails, is reported once
-            self._pending.discard(pending)
-            if pending.done:
-                return
-            pending.done = True
-        pending.on_report(report)
+        if not self._take(pending):
+            return
+        try:
+            if report.error is not None and self._on_failure is not None:
+                self._on_failure(pending.outgoing.topic, report.error.code())
+            pending.on_report(*pending.what, report)
+        except Exception:  # it would end the polling, and librdkafka would be taken for broken
+            log.exception("producer.report_failed")
+
+    def _take(self, pending: _Pending) -> bool:
+        """Whether it is in flight, which it is no longer then; of several threads one is told so."""
+        try:
+            self._pending.remove(pending)
+        except KeyError:
+            return False
+        return True
 
     def _on_error(self, error: KafkaError) -> None:
         now = monotonic()
@@ -311,8 +406,9 @@ def librdkafka_properties(s: Settings) -> dict[str, Any]:
         "compression.type": "lz4",
         "socket.keepalive.enable": True,
         "reconnect.backoff.max.ms": 2_000,  # librdkafka's 10 s would be added to every outage
-        "queue.buffering.max.messages": 10_000,  # the queue in Redis is the buffer
-        "queue.buffering.max.kbytes": max(65_536, 2 * s.max_record_bytes // 1024),  # at least one record has to fit
+        "queue.buffering.max.messages": 20_000,  # the queue in Redis is the buffer
+        # What is stuck besides, and at least one record with its neighbours; never what makes the event loop wait.
+        "queue.buffering.max.kbytes": max(65_536, 2 * max(s.max_in_flight_bytes, s.max_record_bytes) // 1024),
         "allow.auto.create.topics": False,  # a typo is an error, not a topic
         **s.producer,
         "bootstrap.servers": s.bootstrap_servers,
@@ -325,7 +421,7 @@ def librdkafka_properties(s: Settings) -> dict[str, Any]:
         "message.max.bytes": s.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES,
     }
     if s.oauth_cb:
-        properties["oauth_cb"] = _by_path(s.oauth_cb)
+        properties["oauth_cb"] = load("KAFKA_DELIVERY_OAUTH_CB", s.oauth_cb)
     return properties
 
 
@@ -346,11 +442,3 @@ def check_properties(s: Settings) -> None:
         raise SettingsError(f"KAFKA_DELIVERY_PRODUCER: librdkafka refuses it: {what}") from None
     except (TypeError, ValueError) as error:
         raise SettingsError(f"KAFKA_DELIVERY_PRODUCER: {type(error).__name__}: a property has the wrong type") from None
-
-
-def _by_path(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(f"KAFKA_DELIVERY_OAUTH_CB={path!r} cannot be imported: {error}") from error

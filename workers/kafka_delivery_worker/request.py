@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import InvalidTaskError, Reject, TaskRevokedError
 from celery.worker.request import Request as CeleryRequest
+from kombu.asynchronous import get_event_loop
+from kombu.utils.encoding import safe_repr, safe_str
 
 from kafka_delivery import settings
-from kafka_delivery.names import PROBE, REVIVED
+from kafka_delivery.base import Deferral
+from kafka_delivery.errors import ParkingFullError
+from kafka_delivery.names import DEFERRED_EVENT, PROBE, REVIVED
 
 from . import breaker, engine
+from .lease import pause_s
 
 log = logging.getLogger("kafka_delivery.request")
 
@@ -28,6 +35,10 @@ class Request(CeleryRequest):
         if not _encoded(self.args, self.kwargs):  # called by name: its representation is the caller's, payload and all
             self._argsrepr, self._kwargsrepr = "(...)", "{...}"
             self._request_dict |= {"argsrepr": self._argsrepr, "kwargsrepr": self._kwargsrepr}
+        if self.eta is not None and self.eta <= datetime.now(UTC):
+            # It has waited in Redis. Celery's timer fires ten entries for each turn of the event loop, which may take a
+            # second (kombu/asynchronous/hub.py, fire_timers), and of retries thousands are due at a time.
+            self._eta = None
 
     def revoked(self) -> bool:
         """As Celery's, which remembers a revoked id for hours; what an operator sends again is meant."""
@@ -47,9 +58,41 @@ class Request(CeleryRequest):
         except Exception as error:  # not parked: then it must stay in the queue, revoked as it is
             log.error("record.not_parked message_id=%s error=%s", self.id, type(error).__name__)
             self._already_revoked = True
-            self.reject(requeue=True)
+            self._put_off(error)
             return
         super()._announce_revoked(reason, terminated, signum, expired)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """As Celery's; what the parking store has no room for waits in Redis, where it holds up nobody."""
+        error = exc_info.exception
+        error = getattr(error, "exc", error)  # a child's comes wrapped
+        if isinstance(error, Reject) and isinstance(error.reason, ParkingFullError):
+            self._message.put_off_s = pause_s(error.reason)
+        return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _put_off(self, fault: Exception) -> None:
+        """Back to the queue, but not at once: it would come back as often as it can."""
+        loop = get_event_loop()
+        if settings.current().leases or loop is None:
+            self._message.put_off_s = pause_s(fault)
+            self.reject(requeue=True)
+        else:
+            loop.call_later(pause_s(fault), self.reject, True)
+
+    def on_retry(self, exc_info: Any) -> None:
+        """As Celery's, but what is deferred is told as such: an outage would look like a thousand failed attempts.
+
+        And the reason is the error itself; Celery's, in a thread, is its own control signal.
+        """
+        reason = exc_info.exception
+        if isinstance(reason, ExceptionWithTraceback):
+            reason = reason.exc
+        self.acknowledge()
+        if isinstance(reason, Deferral):
+            self.send_event(DEFERRED_EVENT, exception=safe_repr(reason.exc))
+        else:
+            traceback = safe_str(exc_info.traceback)
+            self.send_event("task-retried", exception=safe_repr(reason.exc), traceback=traceback)
 
     def reject(self, requeue: bool = False) -> None:
         """As Celery's, but what it would drop, for a time that no clock has, is parked. A lease parks it itself."""

@@ -1,9 +1,11 @@
-"""Topics that a worker, or an operator through `doctor`, may create."""
+"""Dead-letter topics: whether they are there, and how a worker, or an operator through `doctor`, creates them."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from time import monotonic
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # re-exported, not marked so
@@ -11,11 +13,16 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from kafka_delivery.errors import DeliveryError
 from kafka_delivery.settings import Settings
 
-from .producer import librdkafka_properties
+from .producer import MISSING, Producer, librdkafka_properties
 
 log = logging.getLogger("kafka_delivery.topics")
 
-MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+REMEMBERED_S = 5.0
+"""How long a worker believes that a topic is missing, or that it is not."""
+
+LOOK_S = 2.0
+"""How long it waits for the cluster to say so."""
+
 ADMIN_TIMEOUT_S = 10.0
 PRODUCER_ONLY = (
     "partitioner", "compression.type", "queue.buffering.max.messages", "queue.buffering.max.kbytes", "acks",
@@ -23,12 +30,27 @@ PRODUCER_ONLY = (
 )  # fmt: skip
 
 
-class TopicCreator:
-    """Makes a missing dead-letter topic, where the settings allow it."""
+class DeadLetterTopics:
+    """Knows which are missing, and makes these where the settings allow it. For use by any thread.
 
-    def __init__(self, settings: Settings) -> None:
+    librdkafka finds out that a topic is missing by waiting, for `topic_propagation_ms`; until then each dead letter for
+    that topic would hold a thread.
+    """
+
+    def __init__(self, settings: Settings, producer: Producer) -> None:
         self._settings = settings
+        self._producer = producer
         self._lock = threading.Lock()
+        self._missing: dict[str, tuple[float, bool]] = {}
+
+    def missing(self, topic: str) -> bool:
+        """Whether there is no such topic; False also where the cluster does not say."""
+        with self._lock:  # of many threads one asks
+            known_at, missing = self._missing.get(topic, (-REMEMBERED_S, False))
+            if monotonic() - known_at >= REMEMBERED_S:
+                missing = self._producer.lacks(topic, LOOK_S)
+                self._missing[topic] = monotonic(), missing
+            return missing
 
     def create(self, topic: str, error: DeliveryError) -> bool:
         """Make `topic` if `error` says that it is missing; True if it is there now."""
@@ -37,6 +59,7 @@ class TopicCreator:
         s = self._settings
         with self._lock:  # of many threads that miss it, one creates it
             failure = create_topic(admin(s), topic, s.dead_letter_partitions, s.dead_letter_replication)
+            self._missing.pop(topic, None)
         if failure is not None:
             log.error("topic.not_created topic=%s code=%s", topic, failure.name())
             return False
@@ -44,10 +67,15 @@ class TopicCreator:
         return True
 
 
-def admin(settings: Settings) -> AdminClient:
-    """An admin client with the producer's way to the cluster."""
+def client_properties(settings: Settings) -> dict[str, Any]:
+    """What a client that produces nothing needs of a producer's properties: its way to the cluster."""
     properties = librdkafka_properties(settings)
-    return AdminClient({name: value for name, value in properties.items() if name not in PRODUCER_ONLY})
+    return {name: value for name, value in properties.items() if name not in PRODUCER_ONLY}
+
+
+def admin(settings: Settings, **options: Any) -> AdminClient:
+    """An admin client with the producer's way to the cluster; `options` are its own, as ``logger``."""
+    return AdminClient(client_properties(settings), **options)
 
 
 def create_topic(client: AdminClient, topic: str, partitions: int, replication: int) -> KafkaError | None:

@@ -7,7 +7,6 @@ its BRPOP (`_brpop_start`, `_brpop_read`, and `QoS`), and each change is pinned 
 
 from __future__ import annotations
 
-import base64
 import functools
 import logging
 import sys
@@ -23,19 +22,24 @@ from kombu.compression import decompress
 from kombu.transport import redis, virtual
 
 from kafka_delivery import settings
+from kafka_delivery.errors import ParkingFullError
 from kafka_delivery.names import PROBE, QUEUE, RELEASED
 from kafka_delivery.redis_client import RedisClient
 
-from . import breaker
+from . import breaker, engine
 from .breaker import Breaker, Probe
-from .decoding import loads
-from .lease import REDIS_FAULTS, REQUEUE_PAUSE_S, Lease, Settling, script
-from .parking import Parked, ParkingStore
+from .decoding import loads, unbase64
+from .lease import REDIS_FAULTS, Lease, Settling, pause_s, script
+from .parking import Parked
 
 log = logging.getLogger("kafka_delivery.transport")
 
-CLAIM = 500
-"""Messages that one claim may bring: enough that its round trip costs nothing, few enough to decode in 10 ms."""
+CLAIM = 150
+"""Messages that one claim may bring: enough that its round trip costs nothing, as the next is on its way meanwhile.
+
+What is claimed counts as in flight while it waits for its turn, and so does what waits for its report to be read: with
+500, half of what may be in flight was not in Kafka's hands.
+"""
 
 IDLE_S = 0.2
 """How long an idle worker waits in Redis for the list of sends to fill. The other lists and what becomes due are looked
@@ -74,13 +78,24 @@ def process_lease() -> Lease:
         s.max_deaths,
         cluster=s.cluster,
         ramp_s=s.ramp_s,
+        parked_max_bytes=s.parked_max_bytes,
+        on_parked=_count_parked,
     )
 
 
-class Message(virtual.Message):
-    """A message whose body is decoded when somebody looks at it."""
+def _count_parked() -> None:
+    engine.current().count("parked", "")
 
-    body: Any
+
+class Message(virtual.Message):
+    """A message whose body is decoded when somebody looks at it.
+
+    Attributes:
+        put_off_s: when it goes back to its queue, it waits there for so long before it is handed out again (seconds).
+    """
+
+    put_off_s = 0.0
+    _body: bytes | None = None
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **_: Any) -> None:
         properties = payload["properties"]
@@ -102,16 +117,29 @@ class Message(virtual.Message):
             except Exception:  # kombu hands it to `on_decode_error`
                 self.errors.append(sys.exc_info())
 
-    def __getattr__(self, name: str) -> Any:  # reached only while the slot `body` is empty
-        if name != "body":
-            raise AttributeError(name)
-        body = self._raw.get("body") or b""
-        if self.properties.get("body_encoding") == "base64":
-            body = base64.b64decode(body)
-        elif isinstance(body, str):
-            body = body.encode()
-        self.body = body
+    @property
+    def body(self) -> Any:
+        """The body as its publisher encoded it."""
+        body = self._body
+        if body is None:
+            body = self._raw.get("body") or b""
+            if self.properties.get("body_encoding") == "base64":
+                body = unbase64(body)
+            elif isinstance(body, str):
+                body = body.encode()
+            self._body = body
         return body
+
+    @body.setter
+    def body(self, body: Any) -> None:
+        self._body = body
+
+    def ack(self, multiple: bool = False) -> None:
+        """As kombu's, without looking first for a consumer that wants no acknowledgements: those get no `Message`."""
+        if self.acknowledged:
+            raise self.MessageStateError(f"Message already acknowledged with state: {self._state}")
+        self.channel.qos.ack(self.delivery_tag)
+        self._state = "ACK"
 
     def serializable(self) -> dict[str, Any]:
         """The envelope as it lay in the queue, with the delivery tag that its publisher gave it."""
@@ -123,25 +151,41 @@ class Message(virtual.Message):
 class QoS(redis.QoS):
     """What this channel has handed to the worker; in Redis it lies in the process's lease."""
 
+    def can_consume(self) -> bool:
+        """Whether another message may be handed to the worker; a probe always, or what is stuck would keep it away.
+
+        Without it kombu would not read the answer to a claim either, until the probe that it brings has expired.
+        """
+        channel: Channel = self.channel
+        if super().can_consume() or channel._asked:
+            return True
+        if not channel.lease.pool_keeps_reserved:
+            return False
+        return channel.breaker.has_probe or len(self._delivered) < self.prefetch_count + channel.beyond
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """The claim has recorded it already."""
-        virtual.QoS.append(self, message, delivery_tag)
+        self._delivered[delivery_tag] = message
 
     def ack(self, delivery_tag: str) -> None:
         """Settled with the next claim."""
         self.channel.lease.settled(delivery_tag)
-        virtual.QoS.ack(self, delivery_tag)
+        self._delivered.pop(delivery_tag, None)
+
+    def forget(self, delivery_tag: str) -> None:
+        """It is not this channel's any more. Kombu remembers to do this later, for other threads; ours is one."""
+        self._delivered.pop(delivery_tag, None)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """To the end of its list with the next claim; what Celery would drop, say for an impossible ETA, is parked."""
         message = self._delivered.get(delivery_tag)
-        if requeue or message is None:
+        if message is not None and requeue and message.put_off_s:
+            self.channel.lease.put_off(delivery_tag, message.put_off_s)
+        elif requeue or message is None:
             self.channel.lease.returned(delivery_tag)
-        elif self.channel.park_rejected(message):
-            self.channel.lease.settled(delivery_tag)
         else:
-            self.channel.lease.return_later(delivery_tag, REQUEUE_PAUSE_S)
-        virtual.QoS.ack(self, delivery_tag)
+            self.channel.park_rejected(message)
+        self.forget(delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:
         """The channel ends, the process need not: what is being worked on stays leased, the rest goes back, in order.
@@ -172,7 +216,7 @@ class Channel(redis.Channel):
 
     _asked = ""
     """What was asked and not answered yet."""
-    _sent = Settling([], [], [])
+    _sent = Settling.nothing()
     _probe: Probe | None = None
     _quiet_until = 0.0
     _empty = False
@@ -185,7 +229,7 @@ class Channel(redis.Channel):
         super().__init__(*args, **kwargs)
         self._unacknowledged: set[str] = set()
 
-    @property
+    @functools.cached_property
     def lease(self) -> Lease:
         """The lease of this process; every channel shares it."""
         return process_lease()
@@ -235,8 +279,9 @@ class Channel(redis.Channel):
     def _look(self) -> None:
         """Called by the breaker's thread: claims may be allowed now, or a probe."""
         self._quiet_until = 0.0
-        if self.connection.hub is not None:
-            self.connection.hub.call_soon(lambda: None)  # a turn of the event loop
+        connection = self.connection  # read once: the event loop's thread may close the channel
+        if connection is not None and connection.hub is not None:
+            connection.hub.call_soon(lambda: None)  # a turn of the event loop
 
     def _answer_lost(self) -> None:
         """It may have been done or not; both are fine to ask again. What it brought, if anything, is reconciled."""
@@ -245,20 +290,29 @@ class Channel(redis.Channel):
 
     def _not_done(self) -> None:
         self.lease.untake_settled(self._sent)
-        self._sent = Settling([], [], [])
+        self._sent = Settling.nothing()
         self._asked = ""
         if self._probe is not None:
             self.breaker.unused(self._probe)
             self._probe = None
 
     def _room(self) -> int:
-        if self.lease.room_for_bytes() <= 0:
+        if self.lease.room_for_bytes(self.beyond) <= 0:
             return 0
         limit = self.qos.prefetch_count
         if not limit:
             return CLAIM
         # Not what kombu counts: after a reconnect, what an earlier channel brought is still in flight.
-        return int(min(CLAIM, limit - len(self.lease.held)))
+        return int(min(CLAIM, limit + self.beyond - len(self.lease.held)))
+
+    @property
+    def beyond(self) -> int:
+        """How many messages may be held besides: what librdkafka holds for topics in trouble leaves its room to others.
+
+        Not more than as many again, or one topic after another would fill the memory. In another pool than ours they
+        hold its threads, and who is claimed besides would only wait for one.
+        """
+        return min(int(self.qos.prefetch_count), self.breaker.stuck) if self.lease.pool_keeps_reserved else 0
 
     def _claim(self, *, ahead: bool) -> None:
         lists = self._lists()
@@ -277,7 +331,7 @@ class Channel(redis.Channel):
         self._probe = probe
         limit = int(self.qos.prefetch_count) or CLAIM
         arguments = self.lease.claim_arguments(
-            max(room, 0 if probe is None else 1), lists, self._sent, limit, probe or ("", "")
+            max(room, 0 if probe is None else 1), lists, self._sent, limit, probe or ("", ""), self.beyond
         )
         self._ask("claim", "EVALSHA", self._script_id, *arguments)
 
@@ -320,7 +374,7 @@ class Channel(redis.Channel):
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        asked, self._asked, self._sent = self._asked, "", Settling([], [], [])
+        asked, self._asked, self._sent = self._asked, "", Settling.nothing()
         if asked == "wait":
             raise Empty
         probe, self._probe = self._probe, None
@@ -396,47 +450,47 @@ class Channel(redis.Channel):
     def put_aside(self, tag: str, topic: str) -> None:
         """A message whose topic's circuit is open waits in a list of that topic's own."""
         self.lease.put_aside(tag, topic)
-        virtual.QoS.ack(self.qos, tag)
+        self.qos.forget(tag)
 
     def give_back(self, tag: str) -> None:
         """A message that nobody here may work on now returns to the front of its list."""
         self.lease.forget(tag)
-        virtual.QoS.ack(self.qos, tag)
+        self.qos.forget(tag)
         self._reconciled = False
 
     def _quarantine(self, item: bytes, tag: str, error: Exception) -> None:
         """Keep what is no Celery message at all; Celery's transport ends the worker over it."""
-        kept = self._park(
+        self._park(
+            tag,
             f"garbage-{self.lease.owner[:8]}-{tag.partition(':')[0]}",
             type(error).__name__,
             "it is not a Celery message",
             {"queue": tag.partition(":")[2], "raw": item.decode(errors="surrogateescape")},
         )
-        if kept:
-            self.lease.settled(tag)
-        else:
-            self.lease.return_later(tag, REQUEUE_PAUSE_S)
 
-    def park_rejected(self, message: Any) -> bool:
-        """Keep what a consumer rejects without wanting it back; False if it cannot be kept now."""
+    def park_rejected(self, message: Any) -> None:
+        """Keep what a consumer rejects without wanting it back."""
         made_up = f"rejected-{self.lease.owner[:8]}-{message.delivery_tag.partition(':')[0]}"
-        return self._park(
+        self._park(
+            message.delivery_tag,
             str(message.headers.get("id") or message.properties.get("correlation_id") or made_up),
             "Rejected",
             "Celery rejected it",
             {"queue": _queue(message.delivery_tag, self.sep), "envelope": message.serializable()},
         )
 
-    def _park(self, item_id: str, error_class: str, why: str, data: dict[str, Any]) -> bool:
+    def _park(self, tag: str, item_id: str, error_class: str, why: str, data: dict[str, Any]) -> None:
         parked = Parked(
             id=item_id, kind="undecodable", error_class=error_class, error_message=why, content="message", data=data
         )
         try:
-            kept = ParkingStore(self.lease.redis, self.lease.prefix).park(parked)
-        except REDIS_FAULTS:
-            return False
+            kept = self.lease.parking.park(parked)
+        except (ParkingFullError, *REDIS_FAULTS) as fault:  # then it must stay in the queue
+            self.lease.put_off(tag, pause_s(fault))
+            return
+        self.lease.on_parked()
         log.error("message.parked kind=undecodable parked_id=%s", kept)
-        return True
+        self.lease.settled(tag)
 
     def close(self) -> None:
         """As kombu's; what an answer that is still under way brings is returned by the next channel, or at the end."""
@@ -475,7 +529,8 @@ class SentinelTransport(Transport):
 
 def _queue(tag: str, separator: str) -> str:
     """The queue of a delivery tag: its list, without a priority."""
-    return tag.partition(":")[2].partition(separator)[0]
+    name = tag[tag.index(":") + 1 :]
+    return name if separator not in name else name[: name.index(separator)]
 
 
 def _envelope(payload: Any) -> dict[str, Any]:
@@ -485,12 +540,14 @@ def _envelope(payload: Any) -> dict[str, Any]:
         TypeError, KeyError: they cannot.
     """
     properties = payload["properties"]
-    if not isinstance(payload, dict) or not isinstance(properties, dict):
+    if type(payload) is not dict or type(properties) is not dict:
         raise TypeError("it is no object")
+    if type(payload.get("headers")) is dict and type(properties.get("delivery_info")) is dict:
+        return payload
     for part, name in ((payload, "headers"), (properties, "delivery_info")):
         if part.get(name) is None:
             part[name] = {}
-        elif not isinstance(part[name], dict):
+        elif type(part[name]) is not dict:
             raise TypeError(f"{name} is no object")
     return payload
 

@@ -15,8 +15,8 @@ import os
 import socket
 import threading
 import uuid
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from time import monotonic
 
@@ -31,6 +31,7 @@ from ..classify import Retry, Scope, verdict
 from ..lease import REDIS_FAULTS
 from .outcomes import LOCAL, Admission, Probe, Tally, count_failure, count_ok, of_probe
 from .rules import LocalCircuit, Rules
+from .silence import Silences
 from .store import CircuitStore, Counted, View
 
 log = logging.getLogger("kafka_delivery.breaker")
@@ -52,6 +53,10 @@ PROBE_GRACE_S = 5.0
 SEEK_PAUSE_S = 1.0
 """Before a probe is asked for again for which there was no record."""
 
+HELD_BACK_S = 1.0
+"""How long records of topics in trouble are passed over for a probe of the cluster; there may be no others. One that is
+sent has as long to arrive."""
+
 MAX_TOPICS = 100
 """Whose outcomes a process counts by themselves at a time; more in trouble at once are the cluster's trouble."""
 
@@ -72,11 +77,17 @@ class Breaker:
         store: the fleet's circuits.
         rules: of all circuits.
         stall_s: seconds without a report, with records in flight, that count as an outage; also what a probe may take.
+        unknown_s: after which librdkafka says of a topic that it does not exist, which opens nothing.
         clock: seconds, for tests.
     """
 
     def __init__(
-        self, store: CircuitStore, rules: Rules, stall_s: float, clock: Callable[[], float] = monotonic
+        self,
+        store: CircuitStore,
+        rules: Rules,
+        stall_s: float,
+        unknown_s: float = 0.0,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._store = store
         self._rules = rules
@@ -92,19 +103,30 @@ class Breaker:
         self.local = LocalCircuit(rules)
         self._shut = False
         self.shut_topics: frozenset[str] = frozenset()
-        self.in_flight: Callable[[], int] = lambda: 0
+        self.in_flight: Callable[[], Mapping[str, int]] = dict
+        """Records of this process without a report, by topic."""
+        self.stuck = 0
+        """Records in flight for topics whose circuits are open."""
         self._reports = self._seen_reports = 0
         self._quiet_since: float | None = None
+        self._heard: set[str] = set()
+        self._arrived = False
+        self._silences = Silences(stall_s, unknown_s)
+        self.answers: Callable[[str, float], bool] = lambda topic, timeout_s: False
+        """Whether any broker says within a time what it knows of a topic."""
         self._down_at: float | None = None
         self._failed_at = -QUIET_S
         self._granted: Probe | None = None
         self._probes: dict[Probe, float] = {}
-        self._begun: set[Probe] = set()
+        self._begun: dict[Probe, str] = {}
+        """With their topics, as far as these are known."""
         self._tokens: dict[str, str] = {}
+        self._held_back_since: float | None = None
+        """When the first of the probes of the cluster came that were none, for their topics."""
         self._ok_at = -OK_S
-        self._topic_probes = 0
-        """In flight; they say nothing about the cluster while they have no report."""
         self._settled: deque[tuple[Probe, str, str]] = deque()
+        self.probed: Counter[str] = Counter()
+        """Probes of this process by what became of them: ok, fail or ignore."""
         self._seek_after: dict[str, float] = {}
         self._claimed_by: Callable[[], None] | None = None
         self._wake = threading.Event()
@@ -128,30 +150,36 @@ class Breaker:
         held_back = topic in self.shut_topics and not released
         if mark is not None:
             probe = Probe.of(mark)
-            if held_back and probe.of_cluster:
+            if held_back and probe.of_cluster and not self._tries_all():
                 return None  # it would fail for its topic
             if begin:
-                self.begun(mark)
+                if probe.of_cluster:
+                    self._held_back_since = None
+                self.begun(mark, topic)
             return probe
         if self._shut or held_back:
             return None
         return self._generation
 
-    def begun(self, mark: str) -> None:
+    def _tries_all(self) -> bool:
+        """Whether a probe of the cluster may be of a topic in trouble: no other has come for a while."""
+        now, since = self._clock(), self._held_back_since  # read once: other threads send, too
+        if since is None:
+            since = self._held_back_since = now
+        return now - since >= HELD_BACK_S
+
+    def begun(self, mark: str, topic: str = "") -> None:
         """A probe is being sent, here or by a child of this process."""
         probe = Probe.of(mark)
         with self._lock:
-            if probe in self._begun:
-                return
-            self._begun.add(probe)
-            self._topic_probes += not probe.of_cluster
+            self._begun[probe] = topic or self._begun.get(probe, "")
             # Where the parent of this process claimed it, its outcome is known here all the same.
             self._probes.setdefault(probe, self._clock() + self._stall_s)
 
     def not_sent(self, mark: str) -> None:
         """The message of a probe was none that could be sent: it says nothing, and the next one may."""
         with self._lock:
-            self._ended(Probe.of(mark))
+            self._begun.pop(Probe.of(mark), None)
             self._conclude(Probe.of(mark), "ignore", "")
 
     def ask(self, topic: str) -> Admission | None:
@@ -168,23 +196,25 @@ class Breaker:
                 if self._remaining_s(scope) <= 0 and self._clock() >= self._seek_after.get(scope, 0):
                     probe = self._admitted(scope)
         if probe is not None:
-            self.begun(probe.mark)
+            self.begun(probe.mark, topic)
         return probe
 
-    def delivered(self, admission: Admission, topic: str) -> None:
-        """A record is in the log."""
+    def delivered(self, admission: Admission, topic: str, records: int = 1) -> None:
+        """A record is in the log, or so many that were sent under the same admission."""
         with self._lock:
-            self._reports += 1
+            self._reports += records
+            self._heard.add(topic)
+            self._arrived = True
             self._down_at = None
             if isinstance(admission, Probe):
-                self._ended(admission)
+                self._begun.pop(admission, None)
                 if admission in self._probes:
                     self._conclude(admission, "ok", "")
                     return
                 admission = 0  # it was given up: evidence, as anything else that arrives late
-            count_ok(self._cluster, admission)
+            count_ok(self._cluster, admission, records)
             if self._topics and (tally := self._topics.get(topic)):
-                count_ok(tally, admission)
+                count_ok(tally, admission, records)
 
     def failed(self, admission: Admission, topic: str, code: int) -> None:
         """A record is not in the log, with that code of Kafka's. What counts for whom is in the table of codes."""
@@ -195,13 +225,15 @@ class Breaker:
         of_topic = answered or code == KafkaError._MSG_TIMED_OUT
         with self._lock:
             self._reports += 1
+            self._heard.add(topic)
             if isinstance(admission, Probe):
-                self._ended(admission)
+                self._begun.pop(admission, None)
                 if admission in self._probes:
                     outcome = of_probe(admission, found.scope, answered, of_topic, code > 0)
                     self._conclude(admission, outcome, f"a probe failed: {found.name}")
                 return
-            if cluster:
+            # Of a topic whose circuit is open it is known what a timeout hides.
+            if cluster and not (of_topic and topic in self.shut_topics):
                 count_failure(self._cluster, admission)
             elif answered and code > 0:  # a broker said so: the cluster is there
                 count_ok(self._cluster, admission)
@@ -220,11 +252,6 @@ class Breaker:
         arrives = answered or self._cluster.ok > 0 or self._clock() - self._ok_at < OK_S
         return arrives and not self._shut and len(self._topics) < MAX_TOPICS
 
-    def _ended(self, probe: Probe) -> None:
-        if probe in self._begun:
-            self._begun.discard(probe)
-            self._topic_probes -= not probe.of_cluster
-
     def broker_error(self, code: int) -> None:
         """librdkafka says that something is wrong with its brokers."""
         if code == KafkaError._ALL_BROKERS_DOWN and self._down_at is None:
@@ -235,6 +262,21 @@ class Breaker:
     def shut(self) -> bool:
         """Whether this process sends nothing but probes."""
         return self._shut
+
+    @property
+    def paused(self) -> bool:
+        """Whether it does so by itself, whatever the fleet does."""
+        return self.local.state != CLOSED
+
+    @property
+    def view_age_s(self) -> float:
+        """Seconds since Redis last said how the circuits are."""
+        return self._clock() - self._viewed_at
+
+    @property
+    def rules(self) -> Rules:
+        """What it goes by; those of all workers should be the same."""
+        return self._rules
 
     def is_shut(self, topic: str) -> bool:
         """Whether records for `topic` wait."""
@@ -255,6 +297,11 @@ class Breaker:
         """Say that `take_probe` will be called; `wake`, in any thread, when there may be something new."""
         self._claimed_by = wake
 
+    @property
+    def has_probe(self) -> bool:
+        """Whether one was granted and is to be claimed."""
+        return self._granted is not None
+
     def take_probe(self) -> Probe | None:
         """A probe that was granted and is to be claimed now."""
         probe, self._granted = self._granted, None
@@ -269,6 +316,7 @@ class Breaker:
     def _conclude(self, probe: Probe, outcome: str, why: str) -> None:
         self._probes.pop(probe, None)
         self._tokens.pop(probe.scope, None)
+        self.probed[outcome] += 1
         self._settled.append((probe, outcome, why))
         self._wake.set()
 
@@ -280,8 +328,11 @@ class Breaker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Report what is left."""
+        """Report what is left; a probe that has no report yet is another worker's to send."""
         self._stop.set()
+        with self._lock:
+            for probe in [*self._probes]:
+                self._conclude(probe, "ignore", "")
         self._wake.set()
         if self._thread is not None:
             self._thread.join(1)
@@ -311,7 +362,10 @@ class Breaker:
 
     def tick(self) -> None:
         """Report, learn, judge, and ask for a probe that is due."""
-        hard = self._hard()
+        in_flight = self.in_flight()
+        stalled = self._stalled(in_flight)
+        own = self.shut_topics | self._silences.overtaken
+        hard = self._hard(sum(in_flight.values()) - _of(own, in_flight))
         with self._lock:
             cluster = self._cluster.take()
             topics = {topic: tally.take() for topic, tally in self._topics.items()}
@@ -326,27 +380,35 @@ class Breaker:
         try:
             while settled:
                 probe, outcome, why = settled[0]
-                self._store.settle(*probe, outcome, why)
+                _, view = self._store.settle(*probe, outcome, why)
+                _log_change(view)
                 settled.pop(0)
-            alive, views = self._store.report(self._counted(cluster, topics, hard))
+            alive, views = self._store.report(self._counted(cluster, topics, hard, stalled))
         except REDIS_FAULTS as error:
             self._settled.extendleft(reversed(settled))  # may be repeated, and tells nothing wrong if it is
             self._detach(error)
         else:
             self._adopt(views)
         self._judge_alone(tripped, alive)
-        self._expire_probes()
         self._apply()
+        self._expire_probes()
         self._seek_probe()
+        self.stuck = _of(self.shut_topics, in_flight)
 
     def _counted(
-        self, cluster: tuple[int, int, int, int], topics: dict[str, tuple[int, int, int, int]], hard: str
+        self,
+        cluster: tuple[int, int, int, int],
+        topics: dict[str, tuple[int, int, int, int]],
+        hard: str,
+        stalled: dict[str, str],
     ) -> list[Counted]:
         counted = []
+        nothing = (0, 0, 0, 0)
         known = {CLUSTER_SCOPE: (cluster, hard)}
-        known |= {TOPIC_SCOPE + topic: (counts, "") for topic, counts in topics.items()}
+        for topic in topics | stalled:
+            known[TOPIC_SCOPE + topic] = topics.get(topic, nothing), stalled.get(topic, "")
         # What Redis may have lost is told it again, whether there is anything to count or not.
-        known |= {scope: ((0, 0, 0, 0), "") for scope, view in self._views.items() if view.known and scope not in known}
+        known |= {scope: (nothing, "") for scope, view in self._views.items() if view.known and scope not in known}
         passed = int((self._clock() - self._viewed_at) * 1000)
         for scope, ((ok, fail, row, late), why) in known.items():
             view = self._views.get(scope) or View(scope)
@@ -365,11 +427,7 @@ class Breaker:
         self._viewed_at = self._clock()
         for view in views:
             old = before.get(view.scope) or View(view.scope)
-            if view.changed:
-                log.warning(
-                    "circuit.%s scope=%s trips=%d forced=%s why=%r",
-                    view.state, view.scope, view.trips, view.forced or "no", view.why,
-                )  # fmt: skip
+            _log_change(view)
             if (old.epoch, old.shut) != (view.epoch, view.shut):
                 self._begin_anew(view.scope)
 
@@ -414,9 +472,19 @@ class Breaker:
         elif tripped and self.local.state != CLOSED:
             log.warning("circuit.paused scope=%s attached=%s why=%r", LOCAL, self._attached, self.local.why)
 
-    def _hard(self) -> str:
-        """Why the cluster is down for sure, or ""."""
-        now, waiting = self._clock(), self.in_flight() - self._topic_probes
+    def _stalled(self, in_flight: Mapping[str, int]) -> dict[str, str]:
+        """Topics that are silent while others' records arrive, and why that is trouble."""
+        now = self._clock()
+        with self._lock:
+            heard, self._heard = self._heard, set()
+            arrived, self._arrived = self._arrived, False
+        answers = None if self._shut or self._stop.is_set() else self.answers
+        self._silences.listen(now, in_flight.keys(), heard | self.shut_topics, arrived, answers)
+        return self._silences.stalled(now)
+
+    def _hard(self, waiting: int) -> str:
+        """Why the cluster is down for sure, or ""; `waiting` are records without a report."""
+        now = self._clock()
         if waiting <= 0 or self._reports != self._seen_reports:
             self._seen_reports, self._quiet_since = self._reports, None
         if waiting <= 0:
@@ -448,7 +516,7 @@ class Breaker:
         if self._granted is not None and self._granted.scope == LOCAL and self.local.state == CLOSED:
             self._probes.pop(self._granted, None)  # the fleet knows better by now
             self._granted = None
-        if self._claimed_by is None or self._granted is not None:
+        if self._claimed_by is None or self._granted is not None or self._stop.is_set():
             return
         now = self._clock()
         if self.local.due(self._now_ms()) and not self._probes and now >= self._seek_after.get(LOCAL, 0):
@@ -474,9 +542,10 @@ class Breaker:
         # The same token until there is an answer: a lost one may have been a grant.
         probe = Probe(scope, self._tokens.setdefault(scope, uuid.uuid4().hex))
         try:
-            answer, _ = self._store.admit(*probe, self._lease_ms)
+            answer, view = self._store.admit(*probe, self._lease_ms)
         except REDIS_FAULTS:
             return None
+        _log_change(view)
         self._tokens.pop(scope, None)
         if answer == "probe":
             return self._granting(probe)
@@ -488,6 +557,12 @@ class Breaker:
         """A probe that takes too long has failed; its record goes on, and is evidence if it arrives."""
         now = self._clock()
         with self._lock:
+            for probe, till in [*self._probes.items()]:
+                # Its topic is in trouble, which says nothing about the cluster. Not at once: each leaves another record
+                # in flight, and that topic may be well by now.
+                tried = now - (till - self._stall_s) >= HELD_BACK_S
+                if probe.of_cluster and tried and self._begun.get(probe) in self.shut_topics:
+                    self._conclude(probe, "ignore", "")
             for probe in [probe for probe, till in self._probes.items() if till <= now]:
                 if self._granted == probe:
                     self._granted = None
@@ -520,6 +595,20 @@ class Breaker:
         return self._clock() * 1000
 
 
+def _of(topics: Set[str], in_flight: Mapping[str, int]) -> int:
+    """What is in flight for these topics."""
+    return sum(in_flight.get(topic, 0) for topic in topics)
+
+
+def _log_change(view: View) -> None:
+    """One line of the fleet's logs for each change of a circuit: by the process whose call to Redis made it."""
+    if view.changed:
+        log.warning(
+            "circuit.%s scope=%s trips=%d forced=%s why=%r",
+            view.state, view.scope, view.trips, view.forced or "no", view.why,
+        )  # fmt: skip
+
+
 _breaker: Breaker | None = None
 _pid: int | None = None
 _making = threading.Lock()
@@ -534,7 +623,7 @@ def current() -> Breaker:
                 s = settings.current()
                 rules = Rules.of(s)
                 store = CircuitStore(RedisClient(s, REDIS_TIMEOUT_S), s.cluster, rules, WORKER)
-                made = Breaker(store, rules, s.stall_s)
+                made = Breaker(store, rules, s.stall_s, s.topic_propagation_ms / 1000)
                 made.start()
                 _breaker, _pid = made, os.getpid()
     return _breaker

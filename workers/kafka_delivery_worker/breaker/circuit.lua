@@ -19,7 +19,7 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 
 local NUMBERS = {
   epoch = 0, since = 0, till = 0, trips = 0, good = 0, lost = 0, ok_at = 0, streak = 0, streak_at = 0, ramp_at = 0,
-  forced_till = 0,
+  forced_till = 0, silent = 0,
 }
 local TEXTS = {state = 'closed', why = '', by = '', forced = '', forced_by = '', forced_why = ''}
 
@@ -75,6 +75,7 @@ local function change(s, to, why)
   s.state, s.why, s.by, s.since = to, why, worker, now
   s.epoch = math.max(s.epoch + 1, now)  -- grows also after Redis has lost what it knew
   s.good, s.lost, s.streak, s.streak_at = 0, 0, 0, 0
+  if to == 'closed' then s.silent = 0 end
   if to == 'open' then
     s.trips = s.trips + 1
     local wait = math.min(rules.max_open_ms, rules.open_ms * rules.growth ^ (s.trips - 1))

@@ -59,9 +59,9 @@ class Tally:
         return taken
 
 
-def count_ok(tally: Tally, sent: int) -> None:
+def count_ok(tally: Tally, sent: int, records: int = 1) -> None:
     if sent >= tally.since:
-        tally.ok += 1
+        tally.ok += records
         tally.row = 0
     else:
         tally.late = 1

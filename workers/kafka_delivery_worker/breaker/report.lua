@@ -39,7 +39,7 @@ local function window(s, ok, fail)  -- calls and failures of the last ten bucket
       calls, failures = calls + good + bad, failures + bad
     end
   end
-  redis.call('HSET', key(s.scope, 'w'), field, string.format('%.0f|%.3f|%.3f', bucket, ok, fail))
+  redis.call('HSET', key(s.scope, 'w'), field, string.format('%.0f|%.9f|%.9f', bucket, ok, fail))
   redis.call('PEXPIRE', key(s.scope, 'w'), 2 * rules.window_ms)
   return calls + ok + fail, failures + fail
 end
@@ -64,7 +64,8 @@ local function verdict(s, r, quorum)  -- why the circuit opens now, or nil
     end
   end
   if r.hard ~= '' and failing(s, now - rules.window_ms) >= quorum then return r.hard end
-  if calls >= rules.min_calls and failures / calls >= rules.rate and failing(s, now - rules.window_ms) >= quorum then
+  -- Counts are weighted, and no fractions add up exactly.
+  if calls >= rules.min_calls - 1e-6 and failures / calls >= rules.rate - 1e-6 and failing(s, now - rules.window_ms) >= quorum then
     return string.format('%.0f %% of %.0f failed', 100 * failures / calls, calls)
   end
   if s.streak >= rules.threshold and failing(s, math.min(s.ok_at, now - 1)) >= quorum then
@@ -94,6 +95,8 @@ local function judge(s, r)
   if s.state == 'half-open' then lose_probes(s) end
   if s.state ~= 'closed' then
     if r.late == 1 and s.state == 'open' then s.till = math.min(s.till, now) end  -- something arrived: look at once
+    -- Silence alone opened it, and that is over; nothing may be left with which to probe it.
+    if r.late == 1 and s.silent == 1 then return change(s, 'closed', 'its records arrive') end
     if s.forced == 'closed' and s.till <= now and r.epoch == s.epoch and r.ok > 0 and r.fail == 0 then
       change(s, 'closed', 'records arrive')  -- nobody probes what a person holds open
     end
@@ -105,12 +108,17 @@ local function judge(s, r)
     if why then change(s, 'open', why) end
   else
     local known = redis.call('ZSCORE', base .. 'topics', s.scope)
-    if not known and (r.fail == 0 or redis.call('ZCARD', base .. 'topics') >= TOPICS) then return end
-    if r.fail > 0 then redis.call('ZADD', base .. 'topics', now, s.scope) end
+    local failed = r.fail > 0 or r.hard ~= ''
+    if not known and (not failed or redis.call('ZCARD', base .. 'topics') >= TOPICS) then return end
+    if failed then redis.call('ZADD', base .. 'topics', now, s.scope) end
     local streak_at = s.streak > 0 and s.streak_at or now
     local why = verdict(s, r, 1)
-    -- Where nobody succeeds it is the cluster's, and not this topic's.
-    if why and cluster.state == 'closed' and cluster.ok_at >= math.min(streak_at, now - 1) then change(s, 'open', why) end
+    -- Where nobody succeeds it is the cluster's, and not this topic's. Who is sure has seen others succeed.
+    local others_succeed = cluster.state == 'closed' and cluster.ok_at >= math.min(streak_at, now - 1)
+    if why and (others_succeed or r.hard ~= '') then
+      change(s, 'open', why)
+      s.silent = r.hard ~= '' and 1 or 0
+    end
   end
 end
 

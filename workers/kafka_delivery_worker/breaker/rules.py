@@ -113,7 +113,8 @@ class LocalCircuit:
             self._streak += 1
         if hard:
             return hard
-        if calls >= rules.min_calls and failures / calls >= rules.rate:
+        # Counts are weighted, and no fractions add up exactly.
+        if calls >= rules.min_calls - 1e-6 and failures / calls >= rules.rate - 1e-6:
             return f"{100 * failures / calls:.0f} % of {calls:.0f} failed"
         if self._streak >= rules.threshold:
             return f"{self._streak} failures in a row"

@@ -132,6 +132,24 @@ class CircuitStore:
         return [_transition(entry_id, fields) for entry_id, fields in entries]
 
 
+ALIVE_S = 5.0
+"""A worker reports each second; see report.lua."""
+
+
+def alive(redis: RedisClient, cluster: str) -> int:
+    """How many workers look at the circuits of a cluster.
+
+    Raises:
+        redis.exceptions.RedisError: Redis cannot be reached.
+    """
+    with redis.client.pipeline(transaction=True) as pipe:
+        pipe.time()
+        pipe.zrange(redis.prefix + CIRCUITS.format(cluster=cluster) + "workers", 0, -1, withscores=True)
+        (seconds, microseconds), reported = pipe.execute()
+    now_ms = seconds * 1000 + microseconds / 1000
+    return sum(now_ms - at <= ALIVE_S * 1000 for _, at in reported)
+
+
 @functools.cache
 def source(operation: str) -> str:
     """The script of an operation, with what all of them share."""

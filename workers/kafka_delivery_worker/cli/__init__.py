@@ -15,12 +15,15 @@ from kafka_delivery.errors import KafkaDeliveryError
 
 COMMANDS = {
     "breaker": "How the circuits of the fleet are; overrule them.",
+    "dead-letters": "See what Kafka refused, understand it, send it again.",
     "demo": "The whole way of a record, shown on embedded servers.",
     "doctor": "Check Redis, Kafka and the settings, and say what to do.",
+    "exporter": "Metrics of the fleet, for Prometheus.",
     "release": "Give delayed and held messages back to the queues, before a downgrade.",
-    "parked": "List, show, retry or discard what could go nowhere.",
+    "parked": "See what could go nowhere, send it again or discard it.",
     "settings": "All settings with their units, defaults and reasons.",
     "status": "What waits, what is in flight, what became of records.",
+    "trace": "Where one record is now.",
 }
 
 EXTRAS = {"confluent_kafka": "worker", "rich": "worker"}
@@ -35,7 +38,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
         command.short_help = COMMANDS[cmd_name]
         return command
 
@@ -60,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     from confluent_kafka import KafkaException  # after it is known that it is there
 
+    if not all(_is_text(argument) for argument in (sys.argv[1:] if argv is None else argv)):
+        click.echo("kafka-delivery: an argument is not UTF-8; a binary key or header is said as base64:...", err=True)
+        sys.exit(2)
     try:
         cli(argv, prog_name="kafka-delivery")
     except KafkaDeliveryError as error:
@@ -72,3 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(
             f"kafka-delivery: Redis: {error}; is KAFKA_DELIVERY_REDIS_URL right? `kafka-delivery doctor` says more"
         )
+    except OSError as error:  # a full disk, for what is written to a file or to standard output
+        sys.exit(f"kafka-delivery: {error.strerror or error}")
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

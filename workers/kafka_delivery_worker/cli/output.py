@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead, for programs.")
 
@@ -18,7 +19,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 def console() -> Console:
     """Standard output; rich leaves colours out where it is not a terminal."""
     to_person = sys.stdout.isatty()
-    return Console(highlight=False, width=None if to_person else 200)  # a log or a pipe has no width to fit in
+    # A log or a pipe has no width to fit in; an id may look like the name of an emoji.
+    return Console(highlight=False, emoji=False, width=None if to_person else 200)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -27,13 +29,23 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     for place, name in enumerate(columns):
         drawn.add_column(name, overflow="fold", no_wrap=place == 0)  # the first is what people copy
     for row in rows:
-        drawn.add_row(*("" if cell is None else str(cell).replace("[", r"\[") for cell in row))
+        drawn.add_row(*(Text("" if cell is None else visible(str(cell))) for cell in row))
     return drawn
+
+
+def visible(text: str) -> str:
+    """`text` with what a terminal would act on made visible; only lines and tabs stay."""
+    return "".join(one if one.isprintable() or one in "\n\t" else f"\\x{ord(one):02x}" for one in text)
 
 
 def print_json(value: Any) -> None:
     """One JSON value on one line: a listing is one such line per item."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+    click.echo(json_line(value))
+
+
+def json_line(value: Any) -> str:
+    """A JSON value on one line. What is no character, of a message that is not UTF-8, is escaped as JSON does it."""
+    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
 
 
 def moment(ms: int) -> str:

@@ -3,151 +3,391 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import asdict
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import click
+from kombu.exceptions import KombuError
 from kombu.utils.json import dumps
+from redis.exceptions import RedisError
 
-from kafka_delivery import app, send, settings
+from kafka_delivery import Record, app, send, settings
 from kafka_delivery.base import record_from
-from kafka_delivery.errors import InvalidRecordError
-from kafka_delivery.names import DEAD_LETTER, QUEUE, REVIVED
+from kafka_delivery.errors import EnqueueError, InvalidRecordError
+from kafka_delivery.names import DEAD_LETTER, PARKED_LOCK, QUEUE, REVIVED
 from kafka_delivery.redis_client import RedisClient
 
 from .. import broker
-from ..parking import Parked, ParkingStore
-from .output import console, json_option, moment, print_json, table
+from ..parking import KINDS, Parked, ParkingStore, fingerprint
+from ..redrive import RunLock
+from .acting import AuditHandler, Pace, Rate, Signals, Topic, counted, progress
+from .filters import Filter, filter_options, topic_option
+from .letters import bar, code_name, data, for_people, hour
+from .output import console, json_line, json_option, moment, print_json, table, visible
 
 audit = logging.getLogger("kafka_delivery.audit")
 
+TABLE_LIMIT = 50
+"""Items in a table, where nobody says otherwise; for programs there is no limit."""
+
+kind_option = click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Why it is parked.")
+limit_option = click.option("--limit", type=click.IntRange(min=1), help="The oldest so many.")
 ids_argument = click.argument("ids", nargs=-1, metavar="[ID]...")
-all_option = click.option("--all", "everything", is_flag=True, help="All parked items (of --kind and --topic).")
-kind_option = click.option("--kind", help="Only items of this kind: dead-letter, invalid, expired, revoked, ...")
-topic_option = click.option("--topic", help="Only records of this topic.")
+all_option = click.option("--all", "everything", is_flag=True, help="All of them, or all that fit the other options.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-@click.group()
+class Aliases(click.Group):
+    """Finds a command by its former name too."""
+
+    FORMER = {"retry": "redrive"}  # noqa: RUF012  # of a class that is made once
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, self.FORMER.get(cmd_name, cmd_name))
+
+
+@click.group(cls=Aliases)
 def command() -> None:
-    """List, show, retry or discard what could go nowhere: refused dead letters, expired sends, unreadable messages."""
+    """See what could go nowhere, send it again or discard it: refused dead letters, expired sends, unreadable messages.
+
+    Options narrow what a command is about; of several values for one any will do, and each option must hold.
+    """
 
 
 @command.command("list")
-@kind_option
-@topic_option
+@filter_options(topic_option, kind_option)
+@limit_option
 @json_option
-def list_(kind: str | None, topic: str | None, as_json: bool) -> None:
-    """List parked items, oldest first, without their contents."""
-    items = list(_chosen(_store(), (), True, kind, topic))
+def list_(chosen: Filter, limit: int | None, as_json: bool) -> None:
+    """List parked items, oldest first, without keys, headers and values."""
+    found = _chosen(_store(), (), chosen)
     if as_json:
-        for item in items:
-            print_json({name: value for name, value in asdict(item).items() if name != "data"})
+        for item in islice(found, limit):
+            print_json(described(item))
         return
-    rows = [(item.id, moment(item.parked_at_ms), item.kind, item.topic, item.error_class) for item in items]
-    console().print(table(f"{len(rows)} parked", ("id", "parked at", "kind", "topic", "error"), rows))
+    rows = [
+        (
+            item.id,
+            moment(item.parked_at_ms),
+            item.kind,
+            item.topic,
+            item.error_class,
+            code_name(item.error_code),
+            item.size,
+        )
+        for item in islice(found, limit or TABLE_LIMIT)
+    ]
+    more = limit is None and next(found, None) is not None
+    console().print(table("Parked", ("id", "parked at", "kind", "topic", "error", "code", "bytes"), rows))
+    if more:
+        click.echo(
+            f"The first {TABLE_LIMIT}; there are more: --limit shows more, `kafka-delivery parked summary` counts."
+        )
     if rows:
-        click.echo("`kafka-delivery parked show ID` says why, and shows the content.")
+        click.echo("`kafka-delivery parked show ID` says why and what to do, and shows the content.")
 
 
 @command.command()
 @click.argument("item_id", metavar="ID")
 @json_option
 def show(item_id: str, as_json: bool) -> None:
-    """Show one item whole. This is where its payload is shown, and nowhere else."""
-    item = _store().get(item_id)
-    if item is None:
-        raise click.ClickException(f"nothing is parked under {item_id!r}; `kafka-delivery parked list` shows the ids")
-    shown = asdict(item)
+    """Show one item whole, and what to do about it. This is where its payload is shown."""
+    (item,) = _named(_store(), (item_id,))
     if as_json:
-        print_json(shown)
+        print_json(whole(item) | {"advice": KINDS.get(item.kind)})
         return
-    for name, value in shown.items():
-        click.echo(f"{name}: {moment(value) if name == 'parked_at_ms' else dumps(value) if name == 'data' else value}")
+    for name, value in described(item).items():
+        click.echo(f"{name}: {'' if value is None else visible(str(value))}")
+    click.echo(f"what to do: {KINDS.get(item.kind, '')}")
+    if item.content == "record":
+        click.echo(f"key: {for_people(data(item.key))}")
+        for name, header in item.headers:
+            click.echo(f"header {visible(name)}: {for_people(data(header))}")
+        click.echo(f"value: {for_people(data(item.value))}")
+    else:
+        click.echo(f"data: {for_people(dumps(item.data))}")
+
+
+@command.command()
+@filter_options(topic_option, kind_option)
+@json_option
+def summary(chosen: Filter, as_json: bool) -> None:
+    """Count parked items by kind, error and topic, and by hour."""
+    store = _store()
+    kinds: Counter[tuple[str, str | None, str, int | None]] = Counter()
+    hours: Counter[str] = Counter()
+    with progress("reading", store.count()) as advance:
+        for item in counted(_chosen(store, (), chosen), advance):
+            kinds[item.kind, item.topic, item.error_class, item.error_code] += 1
+            hours[hour(item.at_ms)] += 1
+    usage, total = store.usage(), kinds.total()
+    if as_json:
+        print_json(
+            {
+                "parked": total,
+                "kinds": [
+                    {
+                        "kind": kind,
+                        "topic": topic,
+                        "error_class": error,
+                        "error_code": code,
+                        "error": code_name(code),
+                        "count": count,
+                    }
+                    for (kind, topic, error, code), count in kinds.most_common()
+                ],
+                "hours": [{"hour": one, "count": hours[one]} for one in sorted(hours)],
+                "bytes": usage.bytes,
+                "max_bytes": usage.max_bytes,
+            }
+        )
+        return
+    out = console()
+    rows = [
+        (kind, topic, error, code_name(code), count, f"{100 * count / total:.0f} %", bar(count, kinds))
+        for (kind, topic, error, code), count in kinds.most_common()
+    ]
+    out.print(table(f"{total:,} parked", ("kind", "topic", "error", "code", "count", "share", ""), rows))
+    by_hour = [(one, hours[one], bar(hours[one], hours)) for one in sorted(hours)]
+    out.print(table("By hour (UTC)", ("hour", "count", ""), by_hour))
+    click.echo(f"All that is parked takes {usage.bytes:,} of {usage.max_bytes:,} bytes.")
+
+
+@command.command()
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
+@filter_options(topic_option, kind_option)
+@limit_option
+def export(file: Path, chosen: Filter, limit: int | None) -> None:
+    """Write parked items whole to FILE, one JSON object on each line; - is standard output.
+
+    Keys, header values and values are text, or base64 behind "base64:". FILE must not exist; only you may read it.
+    """
+    found = islice(_chosen(_store(), (), chosen), limit)
+    if str(file) == "-":
+        for item in found:
+            print_json(whole(item))
+        return
+    try:
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise click.ClickException(f"{file}: {error.strerror}") from error
+    count = 0
+    with os.fdopen(opened, "w", encoding="utf-8") as out:
+        for item in found:
+            out.write(json_line(whole(item)) + "\n")
+            count += 1
+    click.echo(f"{count} parked items written to {file}")
 
 
 @command.command()
 @ids_argument
+@filter_options(topic_option, kind_option)
 @all_option
-@kind_option
-@topic_option
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def retry(ids: tuple[str, ...], everything: bool, kind: str | None, topic: str | None, yes: bool) -> None:
+@click.option("--to", type=Topic(), help="Send records to this topic instead of their own.")
+@click.option("--rate", type=Rate(), help="At most so many: 200/s, 30/m, 500/h.")
+@limit_option
+@click.option("--dry-run", is_flag=True, help="Show the plan, and do nothing.")
+@yes_option
+@json_option
+def redrive(
+    ids: tuple[str, ...],
+    chosen: Filter,
+    everything: bool,
+    to: str | None,
+    rate: float | None,
+    limit: int | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Put items back on their way: records are sent anew, messages return to their queue. They keep their ids.
 
-    An item is taken out of the store only when the queue has it; run it again if it was interrupted.
+    Shows the plan first and asks. An item is taken out of the store only when the queue has it: run it again where it
+    was interrupted. Killed, it may send one item twice, under the same id. One redrive or discard runs at a time; what
+    was killed is out of the way after ten seconds.
     """
-    store = _store()
-    items = list(_chosen(store, ids, everything, kind, topic))
-    _confirm(f"Send {len(items)} parked item(s) again?", items, yes)
-    failed = 0
-    for item in items:
-        try:
-            _send_again(item)
-        except InvalidRecordError as error:
-            failed += 1
-            click.echo(f"{item.id}: still invalid: {error}", err=True)
-            continue
-        store.remove(item.id, item.parked_at_ms)
-        audit.warning("parked.retried parked_id=%s topic=%s", item.id, item.topic)
-    click.echo(f"{len(items) - failed} sent again, {failed} still parked")
-    if failed:
-        raise SystemExit(1)
+
+    def do(item: Parked) -> None:
+        _send_again(item, to)
+        audit.warning("parked.redriven parked_id=%s topic=%s", item.id, to or item.topic)
+
+    with _alone(dry_run):
+        _for_each(ids, chosen, everything, limit, do, Words("redrive", "redriven"), rate, dry_run, yes, as_json)
 
 
 @command.command()
 @ids_argument
+@filter_options(topic_option, kind_option)
 @all_option
-@kind_option
-@topic_option
+@limit_option
 @click.option("--reason", required=True, help="Why these may be lost; kept in the audit log.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, and do nothing.")
+@yes_option
+@json_option
 def discard(
-    ids: tuple[str, ...], everything: bool, kind: str | None, topic: str | None, reason: str, yes: bool
+    ids: tuple[str, ...],
+    chosen: Filter,
+    everything: bool,
+    limit: int | None,
+    reason: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Delete items for good, leaving an audit line for each."""
-    store = _store()
-    items = list(_chosen(store, ids, everything, kind, topic))
-    _confirm(f"Delete {len(items)} parked item(s) for good?", items, yes)
-    for item in items:
-        store.remove(item.id, item.parked_at_ms)
+
+    def do(item: Parked) -> None:
         audit.warning(
             "parked.discarded parked_id=%s topic=%s kind=%s reason=%r", item.id, item.topic, item.kind, reason
         )
-    click.echo(f"{len(items)} discarded")
+
+    words = Words("delete for good", "discarded")
+    with _alone(dry_run):
+        _for_each(ids, chosen, everything, limit, do, words, None, dry_run, yes, as_json)
 
 
+def _alone(dry_run: bool) -> AbstractContextManager[object]:
+    """One command at a time acts on parked items: two would send each twice, or discard what is being sent.
+
+    Raises:
+        RedriveError: on entry: another one runs; the text says who.
+    """
+    if dry_run:
+        return nullcontext()
+    return RunLock(RedisClient(settings.current()), "the parking store", key=PARKED_LOCK)
+
+
+# -- which
 def _store() -> ParkingStore:
-    logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
-    redis = RedisClient(settings.current())
-    return ParkingStore(redis.client, redis.prefix)
+    logging.basicConfig(handlers=[AuditHandler()])
+    s = settings.current()
+    return ParkingStore.of(RedisClient(s), s)
 
 
-def _chosen(
-    store: ParkingStore, ids: tuple[str, ...], everything: bool, kind: str | None, topic: str | None
-) -> Iterable[Parked]:
-    if bool(ids) == everything:
-        raise click.UsageError("name items by their ids, or say --all")
-    if everything:
-        return (i for i in store.list() if kind in (None, i.kind) and topic in (None, i.topic))
-    found = [store.get(item_id) for item_id in ids]
-    for item_id, item in zip(ids, found, strict=True):
+def _chosen(store: ParkingStore, ids: tuple[str, ...], chosen: Filter) -> Iterator[Parked]:
+    """The items meant, oldest first; of those named by their ids, those that fit."""
+    found = iter(_named(store, ids)) if ids else store.list(chosen.since_ms, chosen.until_ms)
+    return (item for item in found if chosen(item))
+
+
+def _named(store: ParkingStore, ids: tuple[str, ...]) -> list[Parked]:
+    found = [(item_id, store.get(item_id)) for item_id in ids]
+    for item_id, item in found:
         if item is None:
             raise click.ClickException(
                 f"nothing is parked under {item_id!r}; `kafka-delivery parked list` shows the ids"
             )
-    return [item for item in found if item is not None]
+    return [item for _, item in found if item is not None]
 
 
-def _confirm(question: str, items: list[Parked], yes: bool) -> None:
-    if items and not yes:
-        click.confirm(question, abort=True)
+# -- what is done with each
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What is done, in an order and in a report."""
+
+    order: str
+    done: str
 
 
-def _send_again(item: Parked) -> None:
+@dataclass(slots=True)
+class Result:
+    """What became of a run: items done, left because of a reason each, and why it ended early, or ""."""
+
+    done: int = 0
+    left: Counter[str] = field(default_factory=Counter)
+    stopped: str = ""
+
+
+class LeftError(Exception):
+    """Raised for an item that stays parked, with the reason."""
+
+
+def _for_each(
+    ids: tuple[str, ...],
+    chosen: Filter,
+    everything: bool,
+    limit: int | None,
+    do: Callable[[Parked], None],
+    words: Words,
+    rate: float | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Show the plan, ask, and do it with one item after the other, which is taken out of the store then."""
+    if bool(ids) == everything and (everything or not chosen.asks):
+        raise click.UsageError("say which: by ids, by options such as --kind, or --all")
+    store = _store()
+    planned: Counter[tuple[str, str | None]] = Counter()
+    with progress("reading", len(ids) or store.count()) as advance:
+        for item in counted(islice(_chosen(store, ids, chosen), limit), advance):
+            planned[item.kind, item.topic] += 1
+    total = planned.total()
+    if not as_json:
+        rows = [(kind, topic, count) for (kind, topic), count in planned.most_common()]
+        console().print(table(f"To {words.order}", ("kind", "topic", "items"), rows))
+    if dry_run or not total:
+        if as_json:
+            plan = [{"kind": kind, "topic": topic, "count": count} for (kind, topic), count in planned.most_common()]
+            print_json({"planned": total, "kinds": plan})
+        else:
+            click.echo(f"{total} planned, nothing done" if total else "Nothing that is parked fits.")
+        return
+    if not yes:
+        click.confirm(f"{words.order.capitalize()} {total:,} parked item(s)?", abort=True, err=as_json)
+    result = Result()
+    pace = Pace(rate)
+    with Signals() as signals, progress(words.order, total) as advance:
+        for item in islice(_chosen(store, ids, chosen), total):
+            pace.wait(signals.told)
+            if signals.told.sent:
+                result.stopped = "it was told to stop"
+                break
+            try:
+                do(item)
+            except (InvalidRecordError, LeftError) as error:
+                what = "still invalid: " if isinstance(error, InvalidRecordError) else ""
+                result.left[f"{what}{error}"] += 1
+                click.echo(f"{item.id}: {what}{error}", err=True)
+            except (EnqueueError, broker.BrokerError, RedisError, KombuError) as error:
+                result.stopped = str(error)
+                break
+            else:
+                store.remove(item.id, item.parked_at_ms)
+                result.done += 1
+            advance(result.done + result.left.total())
+    left = result.left.total()
+    if as_json:
+        print_json({words.done: result.done, "left": left, "reasons": dict(result.left), "stopped": result.stopped})
+    else:
+        click.echo(f"{result.done} {words.done}, {total - result.done} still parked")
+        if result.stopped:
+            click.echo(f"Stopped before the end: {result.stopped}. Run it again to go on.", err=True)
+    if signals.number:
+        raise SystemExit(128 + signals.number)
+    if left or result.stopped:
+        raise SystemExit(1)
+
+
+def _send_again(item: Parked, to: str | None) -> None:
     if item.content == "record":
+        if item.sha256 is not None and fingerprint(item.value)["sha256"] != item.sha256:
+            raise LeftError("its value is not the one that was parked: the digests differ")
         # An old copy of the same id in the store, under a suffix, is still the record of that id.
-        send.apply_async((record_from((item.data,), {}, None),), headers={REVIVED: True})
+        record = record_from((item.data,), {}, None)
+        if to is not None:  # its partition need not be there
+            record = Record(
+                to, record.value, record.key, record.headers, timestamp=record.timestamp, message_id=record.id
+            )
+        send.apply_async((record,), headers={REVIVED: True})
+    elif to is not None:
+        raise LeftError("it is no record, which --to could send elsewhere")
     elif item.content == "call":
         _call_again(item.data)
     else:
@@ -168,3 +408,26 @@ def _return_to_queue(message: dict[str, Any]) -> None:
     envelope = message["raw"].encode(errors="surrogateescape") if "raw" in message else dumps(message["envelope"])
     with app.connection_for_write() as connection:
         connection.default_channel.client.lpush(queue, envelope)
+
+
+# -- how they are shown
+def described(item: Parked) -> dict[str, Any]:
+    """An item without its content."""
+    fields = {name: getattr(item, name) for name in Parked.__slots__ if name != "data"}
+    return fields | {
+        "message_id": item.message_id,
+        "parked_at": moment(item.parked_at_ms),
+        "error": code_name(item.error_code),
+    }
+
+
+def whole(item: Parked) -> dict[str, Any]:
+    """An item with its content: of a record its parts, of anything else as it is kept."""
+    if item.content != "record":
+        return described(item) | {"data": item.data}
+    return described(item) | {
+        "key": data(item.key),
+        "headers": [[name, data(value)] for name, value in item.headers],
+        "value": data(item.value),
+        "data": item.data,
+    }

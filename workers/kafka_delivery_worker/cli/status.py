@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
-from kombu.transport.redis import Channel
+from rich.table import Table
 
 from kafka_delivery import app, settings
-from kafka_delivery.names import DEAD_LETTER_QUEUE, DELAYED, HELD, LEASES, QUEUE, WAITING
 from kafka_delivery.redis_client import RedisClient
 
-from .. import broker, counts
+from .. import backlog, counts
+from ..backlog import QUEUES
 from ..parking import ParkingStore
 from .breaker import circuits
 from .output import console, json_option, moment, print_json, table
-
-QUEUES = (QUEUE, DEAD_LETTER_QUEUE)
 
 REDIS_TIMEOUT_S = 2.0
 """For each answer of Redis. Kombu connects a second time, 2 s later: a hung Redis is given up after 6 s."""
@@ -26,27 +24,55 @@ REDIS_TIMEOUT_S = 2.0
 WORKERS_TIMEOUT_S = 1.0
 """For the workers' answers. Nobody knows how many will come, so it is always waited for."""
 
-MOST_PARKED = 10_000
-"""Of so many parked items, the oldest, the kinds are counted: each is read for that, with its payload."""
+MOST_PARKED, WATCHED_PARKED = 10_000, 100
+"""Of so many parked items, the oldest, the kinds are counted: each is read for that, with its payload. Of fewer, where
+that is done every second."""
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Keep looking, once a second, until Ctrl-C; with what a second brings.")
 @json_option
-def command(as_json: bool) -> None:
+def command(watch: bool, as_json: bool) -> None:
     """Show what waits, what is in flight, which workers answer, and what became of records so far.
 
     Delayed is what waits for its time; below it stands when the first of it is due. In flight is what workers hold: it
     is being sent, or waits there for its time.
     """
-    found = status(RedisClient(settings.current(), REDIS_TIMEOUT_S))
+    redis = RedisClient(settings.current(), REDIS_TIMEOUT_S)
+    if watch:
+        _watch(redis, as_json)
+        return
+    found = status(redis)
     if as_json:
         print_json(found)
     else:
         _show(found)
 
 
-def status(redis: RedisClient) -> dict[str, Any]:
+def _watch(redis: RedisClient, as_json: bool) -> None:
+    from . import watch
+
+    def look() -> dict[str, Any]:
+        return status(redis, WATCHED_PARKED)
+
+    out = console()
+    if as_json:
+        try:
+            for answer in watch.answers(look):
+                print_json({"error": str(answer)} if isinstance(answer, Exception) else answer)
+        except KeyboardInterrupt:
+            return
+    if not out.is_terminal:
+        raise click.UsageError("--watch draws on a terminal, and this is none; with --json it prints a line a second")
+    watch.show(out, look, _now)
+
+
+def status(redis: RedisClient, most_parked: int = MOST_PARKED) -> dict[str, Any]:
     """The state of the service.
+
+    Args:
+        redis: where it is looked.
+        most_parked: of so many parked items the kinds are counted.
 
     Returns:
         ``queues``: messages that wait, by queue; ``priorities``: those of them with a Celery priority other than 0, by
@@ -54,9 +80,10 @@ def status(redis: RedisClient) -> dict[str, Any]:
         these, by queue, the time it is due ``at`` (ISO 8601, UTC) and the seconds until then by the clock of Redis,
         ``in_s``, below 0 when it is late, or None; ``put_aside``: messages that wait for their topic's circuit, by
         topic; ``in_flight``: messages that workers hold, of all Celery apps that use this database; ``parked``:
-        ``total`` and ``kinds``, by kind, of the oldest MOST_PARKED; ``workers``: names of those that answered and serve
-        one of our queues; ``circuits``: states by scope, see `kafka_delivery.Circuit`; ``topics``: counts by topic and
-        outcome, topic "" for what has none.
+        ``total``, the ``bytes`` that these take and may take (``max_bytes``, 0 for any number), and ``kinds``, by kind,
+        of the oldest `most_parked`; ``workers``: names of those that answered and serve one of our queues;
+        ``circuits``: states by scope, see `kafka_delivery.Circuit`; ``topics``: counts by topic and outcome, topic ""
+        for what has none.
 
         Another broker than Redis does not tell what workers hold, which there includes what waits for its time:
         ``delayed``, ``next_due`` and ``in_flight`` are None.
@@ -65,8 +92,9 @@ def status(redis: RedisClient) -> dict[str, Any]:
         redis.exceptions.RedisError: Redis cannot be reached or refuses.
         BrokerError: the same of another broker.
     """
-    messages = _messages(redis) if settings.current().queue_on_redis else _messages_elsewhere()
-    store = ParkingStore(redis.client, redis.prefix)
+    messages = backlog.read(redis)
+    store = ParkingStore.of(redis, settings.current())
+    parked = store.usage()
     topics = counts.read(redis.client, redis.prefix)
     return {
         "queues": {name: sum(by_priority.values()) for name, by_priority in messages.waiting.items()},
@@ -75,12 +103,15 @@ def status(redis: RedisClient) -> dict[str, Any]:
             for name, by_priority in messages.waiting.items()
         },
         "delayed": messages.delayed,
-        "next_due": messages.next_due,
+        "next_due": messages.next_due_ms
+        and {queue: _next(at, messages.now_ms) for queue, at in messages.next_due_ms.items()},
         "put_aside": messages.put_aside,
         "in_flight": messages.in_flight,
         "parked": {
-            "total": store.count(),
-            "kinds": dict(Counter(item.kind for item in islice(store.list(), MOST_PARKED))),
+            "total": parked.items,
+            "bytes": parked.bytes,
+            "max_bytes": parked.max_bytes,
+            "kinds": dict(Counter(item.kind for item in islice(store.list(), most_parked))),
         },
         "workers": _workers(),
         "circuits": {one.scope: one.state for one in circuits(redis)},
@@ -90,54 +121,8 @@ def status(redis: RedisClient) -> dict[str, Any]:
     }
 
 
-class _Messages(NamedTuple):
-    waiting: dict[str, dict[int, int]]  # by queue and priority
-    delayed: dict[str, int] | None
-    next_due: dict[str, dict[str, Any] | None] | None
-    in_flight: int | None
-    put_aside: dict[str, int]
-
-
-def _messages_elsewhere() -> _Messages:
-    return _Messages({queue: {0: broker.waiting(queue) or 0} for queue in QUEUES}, None, None, None, {})
-
-
-def _messages(redis: RedisClient) -> _Messages:
-    prefix = redis.prefix
-    lists = [(queue, step, f"{queue}{Channel.sep}{step}" if step else queue)
-             for queue in QUEUES for step in Channel.priority_steps]  # fmt: skip
-    aside = sorted(member.decode() for member in redis.client.smembers(prefix + WAITING))
-    owners = [owner.decode() for owner in redis.client.zrange(prefix + LEASES, 0, -1)]
-    with redis.client.pipeline(transaction=True) as pipe:  # at one moment: what moves meanwhile is counted once
-        pipe.time()
-        for _, _, name in lists:
-            pipe.llen(prefix + name)
-            pipe.zcard(prefix + DELAYED + name)
-            pipe.zrange(prefix + DELAYED + name, 0, 0, withscores=True)
-        for key in (Channel.unacked_key, *(HELD + owner for owner in owners)):
-            pipe.hlen(prefix + key)
-        for member in aside:
-            pipe.llen(f"{prefix}{WAITING}:{member}")
-        (seconds, microseconds), *answers = pipe.execute()
-    now_ms = seconds * 1000 + microseconds // 1000
-    found = iter(answers)
-    waiting: dict[str, dict[int, int]] = {queue: {} for queue in QUEUES}
-    delayed = dict.fromkeys(QUEUES, 0)
-    due: dict[str, list[int]] = {queue: [] for queue in QUEUES}
-    for queue, step, _ in lists:
-        waiting[queue][step] = next(found)
-        delayed[queue] += next(found)
-        due[queue] += [int(at) for _, at in next(found)]
-    in_flight = sum(next(found) for _ in range(1 + len(owners)))
-    put_aside: Counter[str] = Counter()
-    for member, count in zip(aside, found, strict=True):
-        put_aside[member.partition(":")[0]] += count
-    next_due = {queue: _next(times, now_ms) for queue, times in due.items()}
-    return _Messages(waiting, delayed, next_due, in_flight, dict(put_aside))
-
-
-def _next(due: list[int], now_ms: int) -> dict[str, Any] | None:
-    return {"at": moment(min(due)), "in_s": (min(due) - now_ms) / 1000} if due else None
+def _next(at_ms: int | None, now_ms: int) -> dict[str, Any] | None:
+    return None if at_ms is None else {"at": moment(at_ms), "in_s": (at_ms - now_ms) / 1000}
 
 
 def _workers() -> list[str]:
@@ -149,6 +134,12 @@ def _workers() -> list[str]:
 
 def _show(found: dict[str, Any]) -> None:
     out = console()
+    out.print(_now(found))
+    by_topic = [(topic or "(none)", *outcomes.values()) for topic, outcomes in found["topics"].items()]
+    out.print(table("Since the beginning", ("topic", *counts.OUTCOMES), by_topic))
+
+
+def _now(found: dict[str, Any]) -> Table:
     rows: list[tuple[str, Any]] = []
     for queue, waiting in found["queues"].items():
         rows.append((f"waiting in {queue}", waiting))
@@ -161,10 +152,11 @@ def _show(found: dict[str, Any]) -> None:
     rows += [(f"put aside until {topic} is well", count) for topic, count in found["put_aside"].items()]
     told = found["in_flight"] is not None
     rows.append(("in flight", found["in_flight"] if told else "this broker does not tell, nor what is delayed"))
-    rows.append(("parked", found["parked"]["total"]))
-    rows += [(f"- {kind}", count) for kind, count in found["parked"]["kinds"].items()]
+    parked = found["parked"]
+    rows.append(("parked", parked["total"]))
+    if parked["total"] and parked["max_bytes"]:
+        rows.append(("- of their room is taken", f"{parked['bytes'] / parked['max_bytes']:.1%}"))
+    rows += [(f"- {kind}", count) for kind, count in parked["kinds"].items()]
     rows.append(("workers", ", ".join(found["workers"]) or "none answered"))
     rows += [(f"circuit of {scope}", state) for scope, state in found["circuits"].items()]
-    out.print(table("Now", ("what", "how many"), rows))
-    by_topic = [(topic or "(none)", *outcomes.values()) for topic, outcomes in found["topics"].items()]
-    out.print(table("Since the beginning", ("topic", *counts.OUTCOMES), by_topic))
+    return table("Now", ("what", "how many"), rows)

@@ -1,0 +1,136 @@
+"""What is done of a dead-letter topic is remembered in whatever order it was done, for as long as it must be."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import redis
+
+from kafka_delivery.names import AUDIT, REDRIVE
+from kafka_delivery.redis_client import RedisClient
+from kafka_delivery.settings import Settings
+from kafka_delivery_worker.redrive.done import SEGMENT, DoneOffsets, RedriveError, RunLock, history, ranges
+from servers import wait_until
+
+TOPIC = "orders-dlq"
+
+
+@pytest.fixture
+def client(redis_client: redis.Redis, redis_url: str) -> RedisClient:
+    return RedisClient(Settings(redis_url=redis_url))
+
+
+def test_marks_are_found_again(client: RedisClient) -> None:
+    done = DoneOffsets(client, TOPIC)
+    places = [(0, 0), (0, 7), (0, 8), (0, SEGMENT - 1), (0, SEGMENT), (0, 3 * SEGMENT + 5), (1, 1)]
+    with RunLock(client, TOPIC) as lock:
+        done.mark(lock, places)
+
+    again = DoneOffsets(client, TOPIC)
+    looked_at = [(0, n) for n in (0, 1, 7, 8, 9, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT + 5)] + [(1, 0), (1, 1)]
+    assert [place for place in looked_at if again.is_done(*place)] == places
+    assert again.count(0, 0, 4 * SEGMENT) == 6
+    assert again.count(0, 1, SEGMENT) == 3
+    assert again.count(0, 8, SEGMENT) == 2
+    assert again.count(0, 9, 9) == 0
+    assert again.count(2, 0, 100) == 0
+
+
+def test_what_the_groups_offset_has_passed_is_dropped(client: RedisClient, redis_client: redis.Redis) -> None:
+    done = DoneOffsets(client, TOPIC)
+    with RunLock(client, TOPIC) as lock:
+        done.begin("id", {0: 0, 1: 0}, [])
+        done.mark(lock, [(0, n * SEGMENT + 1) for n in range(4)] + [(1, 1)])
+        done.settle({0: 0, 1: 0}, {0: 2 * SEGMENT + 10})
+    keys = {key.decode().removeprefix(REDRIVE + TOPIC) for key in redis_client.scan_iter(REDRIVE + "*")}
+    assert keys == {"", ":0:2", ":0:3", ":1:0"}
+    assert done.floors() == ("id", {0: 2 * SEGMENT + 10, 1: 0})
+    assert redis_client.strlen(f"{REDRIVE}{TOPIC}:0:2") <= SEGMENT // 8
+
+
+def test_a_partition_is_forgotten_alone(client: RedisClient) -> None:
+    done = DoneOffsets(client, TOPIC)
+    with RunLock(client, TOPIC) as lock:
+        done.mark(lock, [(0, 1), (1, 1), (10, 1)])
+        done.begin("id", {0: 0, 1: 0, 10: 0}, [1])
+    again = DoneOffsets(client, TOPIC)
+    assert [again.is_done(partition, 1) for partition in (0, 1, 10)] == [True, False, True]
+
+
+def test_one_runs_and_the_other_is_told_who(client: RedisClient) -> None:
+    """Sixteen want it at the same moment."""
+    barrier, won, refused = threading.Barrier(16), [], []
+
+    def want() -> None:
+        lock = RunLock(client, TOPIC)
+        barrier.wait()
+        try:
+            with lock:
+                won.append(lock)
+                wait_until(lambda: len(refused) == 15, 10, "the others to be refused")
+        except RedriveError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=want) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert {str(won[0].runner) in said for said in refused} == {True}
+    with RunLock(client, TOPIC):
+        pass
+
+
+def test_the_lock_is_renewed(client: RedisClient, redis_client: redis.Redis) -> None:
+    with RunLock(client, TOPIC, lock_s=3) as lock:  # renewed each second, long before it would be over
+        redis_client.pexpire(lock.key, 2_500)
+        wait_until(lambda: int(redis_client.pttl(lock.key)) > 2_600, 5, "a renewal")
+    assert not redis_client.exists(lock.key)
+
+
+def test_who_lost_the_lock_marks_nothing(client: RedisClient, redis_client: redis.Redis) -> None:
+    done = DoneOffsets(client, TOPIC)
+    with RunLock(client, TOPIC, lock_s=60) as lost:
+        redis_client.delete(lost.key)
+        with RunLock(client, TOPIC) as other:
+            with pytest.raises(RedriveError, match="run it again"):
+                done.mark(lost, [(0, 1)], {"verb": "discarded"})
+            with pytest.raises(RedriveError):
+                done.check(lost)
+            done.check(other)
+            assert redis_client.get(other.key) == other.token.encode()
+    assert not done.is_done(0, 1)
+    assert not redis_client.exists(AUDIT)
+
+
+def test_who_lost_the_lock_does_not_release_the_others(client: RedisClient, redis_client: redis.Redis) -> None:
+    with RunLock(client, TOPIC, lock_s=60) as lost:
+        redis_client.set(lost.key, json.dumps({"host": "h", "pid": 1, "user": "u", "since": "s", "newer": 1}))
+    assert redis_client.exists(lost.key)
+    with pytest.raises(RedriveError, match=r"u@h, process 1, since s"), RunLock(client, TOPIC):
+        pass
+
+
+def test_marks_and_their_reason_are_one_step(client: RedisClient) -> None:
+    done = DoneOffsets(client, TOPIC)
+    with RunLock(client, TOPIC) as lock:
+        done.mark(lock, [(0, n) for n in range(700)], {"verb": "discarded", "reason": "r"})
+    done.note({"verb": "redriven"})
+    newest = history(client, 10)
+    assert [one["verb"] for one in newest] == ["redriven", "discarded", "discarded"]
+    assert [(one["count"], one["places"]) for one in newest[:0:-1]] == [(500, "0:0-499"), (200, "0:500-699")]
+
+
+@pytest.mark.parametrize(
+    ("places", "short"),
+    [
+        ([], ""),
+        ([(0, 1)], "0:1"),
+        ([(0, 3), (0, 1), (0, 2), (1, 4), (1, 6), (2, 7)], "0:1-3,1:4,1:6,2:7"),
+    ],
+)
+def test_ranges(places: list[tuple[int, int]], short: str) -> None:
+    assert ranges(places) == short

@@ -1,0 +1,97 @@
+"""What waits, and where: in a queue, for its time, in a worker's hands, or for its topic's circuit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from kombu.transport.redis import Channel
+
+from kafka_delivery import settings
+from kafka_delivery.names import DEAD_LETTER_QUEUE, DELAYED, HELD, LEASES, QUEUE, WAITING
+from kafka_delivery.redis_client import RedisClient
+
+from . import broker
+from .lease import script
+
+QUEUES = (QUEUE, DEAD_LETTER_QUEUE)
+
+LISTS = {
+    f"{queue}{Channel.sep}{step}" if step else queue: (queue, step)
+    for queue in QUEUES
+    for step in Channel.priority_steps
+}
+"""Queue and priority of each list."""
+
+
+class Backlog(NamedTuple):
+    """Messages at one moment. What another broker than Redis does not tell is None.
+
+    Attributes:
+        now_ms: that moment, by Redis's clock.
+        waiting: by queue and priority.
+        delayed, due: those that wait for their time, and those of them for which it has come, by queue.
+        next_due_ms: by queue, when the first of the delayed is due; None where there is none.
+        in_flight: held by workers, of all Celery apps that use this database.
+        put_aside: those that wait for their topic's circuit, by topic.
+        fronts: ids of the messages that are next, by list.
+    """
+
+    now_ms: int
+    waiting: dict[str, dict[int, int]]
+    delayed: dict[str, int] | None
+    due: dict[str, int] | None
+    next_due_ms: dict[str, int | None] | None
+    in_flight: int | None
+    put_aside: dict[str, int]
+    fronts: dict[str, str]
+
+
+def read(redis: RedisClient) -> Backlog:
+    """Count what waits.
+
+    Raises:
+        redis.exceptions.RedisError: Redis cannot be reached or refuses.
+        BrokerError: the same of another broker.
+    """
+    if settings.current().queue_on_redis:
+        return _in_redis(redis)
+    waiting = {queue: {0: broker.waiting(queue) or 0} for queue in QUEUES}
+    return Backlog(0, waiting, None, None, None, None, {}, {})
+
+
+def _in_redis(redis: RedisClient) -> Backlog:
+    prefix = redis.prefix
+    aside = sorted(member.decode() for member in redis.client.smembers(prefix + WAITING))
+    owners = [owner.decode() for owner in redis.client.zrange(prefix + LEASES, 0, -1)]
+    fronts = [*LISTS, *(f"{WAITING}:{member}" for member in aside)]
+    seconds, microseconds = redis.client.time()
+    now_ms = seconds * 1000 + microseconds // 1000
+    with redis.client.pipeline(transaction=True) as pipe:  # at one moment: what moves meanwhile is counted once
+        for name in LISTS:
+            pipe.llen(prefix + name)
+            pipe.zcard(prefix + DELAYED + name)
+            pipe.zcount(prefix + DELAYED + name, "-inf", now_ms)
+            pipe.zrange(prefix + DELAYED + name, 0, 0, withscores=True)
+        for key in (Channel.unacked_key, *(HELD + owner for owner in owners)):
+            pipe.hlen(prefix + key)
+        for member in aside:
+            pipe.llen(f"{prefix}{WAITING}:{member}")
+        pipe.eval(script("fronts"), len(fronts), *(prefix + name for name in fronts))
+        *answers, ids = pipe.execute()
+    found = iter(answers)
+    waiting: dict[str, dict[int, int]] = {queue: {} for queue in QUEUES}
+    delayed, due = dict.fromkeys(QUEUES, 0), dict.fromkeys(QUEUES, 0)
+    next_due: dict[str, int | None] = dict.fromkeys(QUEUES)
+    for queue, step in LISTS.values():
+        waiting[queue][step] = next(found)
+        delayed[queue] += next(found)
+        due[queue] += next(found)
+        for _, at in next(found):
+            next_due[queue] = min(int(at), next_due[queue] or int(at))
+    in_flight = sum(next(found) for _ in range(1 + len(owners)))
+    put_aside: Counter[str] = Counter()
+    for member, count in zip(aside, found, strict=True):
+        put_aside[member.partition(":")[0]] += count
+    named = {name: one.decode() for name, one in zip(fronts, ids, strict=True) if one is not None}
+    return Backlog(now_ms, waiting, delayed, due, next_due, in_flight, dict(put_aside), named)

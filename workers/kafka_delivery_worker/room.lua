@@ -1,0 +1,39 @@
+-- What parked items take in Redis. Shared by the scripts that change it or ask for it.
+--
+-- KEYS: items (hash), index (sorted set), room (hash: bytes, items, counted_at, estimated)
+--
+-- Workers of older versions park and do not count. They are noticed by the number of items; then all are counted anew,
+-- at most once a minute, since that may take Redis a tenth of a second; meanwhile an item counts as the average one.
+local OVERHEAD = 300  -- bytes that Redis needs for an item besides its text and twice its id: two hash tables, a list
+local RECOUNT_S = 60
+
+local function size(id)
+  local length = redis.call('HSTRLEN', KEYS[1], id)
+  return length > 0 and length + 2 * #id + OVERHEAD or 0
+end
+
+local function count_anew()
+  local bytes = 0
+  for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do bytes = bytes + size(id) end
+  return bytes
+end
+
+-- Bytes taken now; whether they are estimated; when they were counted (s)
+local function taken()
+  local items = redis.call('HLEN', KEYS[1])
+  local known = redis.call('HMGET', KEYS[3], 'bytes', 'items', 'counted_at', 'estimated')
+  local bytes, of, at = tonumber(known[1]), tonumber(known[2]), tonumber(known[3])
+  if of == items and known[4] == '0' then return bytes, '0', at end
+  local now = tonumber(redis.call('TIME')[1])
+  if not at or of == 0 or now >= at + RECOUNT_S or now < at then return count_anew(), '0', now end
+  return math.floor(bytes * items / of), '1', at
+end
+
+local function keep(bytes, estimated, at)
+  local items = redis.call('HLEN', KEYS[1])
+  if items == 0 then
+    redis.call('DEL', KEYS[3])
+  else  -- unless Redis is full; then it is counted next time
+    redis.pcall('HSET', KEYS[3], 'bytes', math.max(0, bytes), 'items', items, 'counted_at', at, 'estimated', estimated)
+  end
+end
