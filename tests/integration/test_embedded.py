@@ -118,6 +118,15 @@ def test_an_outage_holds_a_record_back_and_loses_none(mock_kafka: MockKafka, cli
     assert [record.value for record in read_all(servers, ["topic"])] == [b"before", b"during"]
 
 
+def test_brokers_lead_in_turn(mock_kafka: MockKafka, client: Client) -> None:
+    leaders = []
+    for topic, partitions in ("one", 1), ("two", 1), ("many", 4):
+        mock_kafka.create_topic(topic, partitions)
+        parts = client.producer.list_topics(topic, timeout=5).topics[topic].partitions
+        leaders += [parts[number].leader for number in range(partitions)]
+    assert leaders == [1, 2, 3, 1, 2, 3]
+
+
 def test_one_broker_down_stops_its_own_partitions_only(mock_kafka: MockKafka, client: Client) -> None:
     mock_kafka.create_topic("topic", 6)
     partitions = client.producer.list_topics("topic", timeout=5).topics["topic"].partitions
