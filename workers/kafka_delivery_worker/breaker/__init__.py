@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from time import monotonic
@@ -30,6 +30,7 @@ from kafka_delivery.redis_client import RedisClient
 from ..classify import Retry, Scope, verdict
 from ..lease import REDIS_FAULTS
 from .outcomes import LOCAL, Admission, Probe, Tally, count_failure, count_ok, of_probe
+from .probes import SEEK_PAUSE_S, Probes, Settled
 from .rules import LocalCircuit, Rules
 from .silence import Silences
 from .store import CircuitStore, Counted, View
@@ -49,13 +50,6 @@ DOWN_S = 5.0
 
 PROBE_GRACE_S = 5.0
 """How much longer than a probe may take its lease lasts: only a worker that died loses one."""
-
-SEEK_PAUSE_S = 1.0
-"""Before a probe is asked for again for which there was no record."""
-
-HELD_BACK_S = 1.0
-"""How long records of topics in trouble are passed over for a probe of the cluster; there may be no others. One that is
-sent has as long to arrive."""
 
 MAX_TOPICS = 100
 """Whose outcomes a process counts by themselves at a time; more in trouble at once are the cluster's trouble."""
@@ -116,20 +110,10 @@ class Breaker:
         """Whether any broker says within a time what it knows of a topic."""
         self._down_at: float | None = None
         self._failed_at = -QUIET_S
-        self._granted: Probe | None = None
-        self._probes: dict[Probe, float] = {}
-        self._begun: dict[Probe, str] = {}
-        """With their topics, as far as these are known."""
-        self._tokens: dict[str, str] = {}
-        self._held_back_since: float | None = None
-        """When the first of the probes of the cluster came that were none, for their topics."""
         self._ok_at = -OK_S
-        self._settled: deque[tuple[Probe, str, str]] = deque()
-        self.probed: Counter[str] = Counter()
-        """Probes of this process by what became of them: ok, fail or ignore."""
-        self._seek_after: dict[str, float] = {}
         self._claimed_by: Callable[[], None] | None = None
         self._wake = threading.Event()
+        self._probes = Probes(stall_s, clock, self._wake.set)
         self._asking = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -150,37 +134,24 @@ class Breaker:
         held_back = topic in self.shut_topics and not released
         if mark is not None:
             probe = Probe.of(mark)
-            if held_back and probe.of_cluster and not self._tries_all():
+            if held_back and probe.of_cluster and not self._probes.tries_all():
                 return None  # it would fail for its topic
             if begin:
                 if probe.of_cluster:
-                    self._held_back_since = None
+                    self._probes.found()
                 self.begun(mark, topic)
             return probe
         if self._shut or held_back:
             return None
         return self._generation
 
-    def _tries_all(self) -> bool:
-        """Whether a probe of the cluster may be of a topic in trouble: no other has come for a while."""
-        now, since = self._clock(), self._held_back_since  # read once: other threads send, too
-        if since is None:
-            since = self._held_back_since = now
-        return now - since >= HELD_BACK_S
-
     def begun(self, mark: str, topic: str = "") -> None:
         """A probe is being sent, here or by a child of this process."""
-        probe = Probe.of(mark)
-        with self._lock:
-            self._begun[probe] = topic or self._begun.get(probe, "")
-            # Where the parent of this process claimed it, its outcome is known here all the same.
-            self._probes.setdefault(probe, self._clock() + self._stall_s)
+        self._probes.begin(Probe.of(mark), topic)
 
     def not_sent(self, mark: str) -> None:
         """The message of a probe was none that could be sent: it says nothing, and the next one may."""
-        with self._lock:
-            self._begun.pop(Probe.of(mark), None)
-            self._conclude(Probe.of(mark), "ignore", "")
+        self._probes.drop(Probe.of(mark))
 
     def ask(self, topic: str) -> Admission | None:
         """As `admission`, for who claims nothing: a round trip may make this record the probe that is due."""
@@ -193,7 +164,7 @@ class Breaker:
                     probe = self._begin_local()
             elif self._attached:
                 scope = CLUSTER_SCOPE if self._shut else TOPIC_SCOPE + topic
-                if self._remaining_s(scope) <= 0 and self._clock() >= self._seek_after.get(scope, 0):
+                if self._remaining_s(scope) <= 0 and self._probes.may_seek(scope):
                     probe = self._admitted(scope)
         if probe is not None:
             self.begun(probe.mark, topic)
@@ -207,11 +178,9 @@ class Breaker:
             self._arrived = True
             self._down_at = None
             if isinstance(admission, Probe):
-                self._begun.pop(admission, None)
-                if admission in self._probes:
-                    self._conclude(admission, "ok", "")
+                if self._probes.report(admission, "ok"):
                     return
-                admission = 0  # it was given up: evidence, as anything else that arrives late
+                admission = 0  # of an earlier time
             count_ok(self._cluster, admission, records)
             if self._topics and (tally := self._topics.get(topic)):
                 count_ok(tally, admission, records)
@@ -227,10 +196,8 @@ class Breaker:
             self._reports += 1
             self._heard.add(topic)
             if isinstance(admission, Probe):
-                self._begun.pop(admission, None)
-                if admission in self._probes:
-                    outcome = of_probe(admission, found.scope, answered, of_topic, code > 0)
-                    self._conclude(admission, outcome, f"a probe failed: {found.name}")
+                outcome = of_probe(admission, found.scope, answered, of_topic, code > 0)
+                self._probes.report(admission, outcome, f"a probe failed: {found.name}")
                 return
             # Of a topic whose circuit is open it is known what a timeout hides.
             if cluster and not (of_topic and topic in self.shut_topics):
@@ -300,25 +267,21 @@ class Breaker:
     @property
     def has_probe(self) -> bool:
         """Whether one was granted and is to be claimed."""
-        return self._granted is not None
+        return self._probes.granted is not None
 
     def take_probe(self) -> Probe | None:
         """A probe that was granted and is to be claimed now."""
-        probe, self._granted = self._granted, None
-        return probe
+        return self._probes.take()
 
     def unused(self, probe: Probe) -> None:
         """There was no record to send."""
-        with self._lock:
-            self._seek_after[probe.scope] = self._clock() + SEEK_PAUSE_S
-            self._conclude(probe, "ignore", "")
+        self._probes.pause(probe.scope, SEEK_PAUSE_S)
+        self._probes.drop(probe)
 
-    def _conclude(self, probe: Probe, outcome: str, why: str) -> None:
-        self._probes.pop(probe, None)
-        self._tokens.pop(probe.scope, None)
-        self.probed[outcome] += 1
-        self._settled.append((probe, outcome, why))
-        self._wake.set()
+    @property
+    def probed(self) -> Counter[str]:
+        """Probes of this process by what became of them: ok, fail or ignore."""
+        return self._probes.outcomes
 
     # -- the breaker's own thread
     def start(self) -> None:
@@ -330,9 +293,7 @@ class Breaker:
     def stop(self) -> None:
         """Report what is left; a probe that has no report yet is another worker's to send."""
         self._stop.set()
-        with self._lock:
-            for probe in [*self._probes]:
-                self._conclude(probe, "ignore", "")
+        self._probes.drop_all()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(1)
@@ -385,13 +346,13 @@ class Breaker:
                 settled.pop(0)
             alive, views = self._store.report(self._counted(cluster, topics, hard, stalled))
         except REDIS_FAULTS as error:
-            self._settled.extendleft(reversed(settled))  # may be repeated, and tells nothing wrong if it is
+            self._probes.keep(settled)  # may be repeated, and tells nothing wrong if it is
             self._detach(error)
         else:
             self._adopt(views)
         self._judge_alone(tripped, alive)
         self._apply()
-        self._expire_probes()
+        self._probes.expire(self.shut_topics)
         self._seek_probe()
         self.stuck = _of(self.shut_topics, in_flight)
 
@@ -513,65 +474,42 @@ class Breaker:
 
     # -- probes
     def _seek_probe(self) -> None:
-        if self._granted is not None and self._granted.scope == LOCAL and self.local.state == CLOSED:
-            self._probes.pop(self._granted, None)  # the fleet knows better by now
-            self._granted = None
-        if self._claimed_by is None or self._granted is not None or self._stop.is_set():
+        probes = self._probes
+        if probes.granted is not None and probes.granted.scope == LOCAL and self.local.state == CLOSED:
+            probes.withdraw(probes.granted)  # the fleet knows better by now
+        if self._claimed_by is None or probes.granted is not None or self._stop.is_set():
             return
-        now = self._clock()
-        if self.local.due(self._now_ms()) and not self._probes and now >= self._seek_after.get(LOCAL, 0):
-            self._granted = self._begin_local()
+        if self.local.due(self._now_ms()) and not probes and probes.may_seek(LOCAL):
+            probes.granted = self._begin_local()
         elif self._attached:
             for scope, view in self._views.items():
                 wanted = view.shut and not view.forced and (scope == CLUSTER_SCOPE or not self._shut)
-                if wanted and self._remaining_s(scope) <= 0 and now >= self._seek_after.get(scope, 0):
-                    self._granted = self._granted or self._admitted(scope)
-        if self._granted is not None:
+                if wanted and self._remaining_s(scope) <= 0 and probes.may_seek(scope):
+                    probes.granted = probes.granted or self._admitted(scope)
+        if probes.granted is not None:
             self._claimed_by()
 
     def _begin_local(self) -> Probe:
         self.local.begin()
-        return self._granting(Probe(LOCAL, uuid.uuid4().hex))
-
-    def _granting(self, probe: Probe) -> Probe:
-        with self._lock:
-            self._probes[probe] = self._clock() + self._stall_s
-        return probe
+        return self._probes.grant(Probe(LOCAL, uuid.uuid4().hex))
 
     def _admitted(self, scope: str) -> Probe | None:
-        # The same token until there is an answer: a lost one may have been a grant.
-        probe = Probe(scope, self._tokens.setdefault(scope, uuid.uuid4().hex))
+        probe = self._probes.wanted(scope)
         try:
             answer, view = self._store.admit(*probe, self._lease_ms)
         except REDIS_FAULTS:
             return None
         _log_change(view)
-        self._tokens.pop(scope, None)
+        self._probes.answered(probe)
         if answer == "probe":
-            return self._granting(probe)
-        self._seek_after[scope] = self._clock() + BUSY_S
+            return self._probes.grant(probe)
+        self._probes.pause(scope, BUSY_S)
         self._wake.set()  # it is not as we thought
         return None
 
-    def _expire_probes(self) -> None:
-        """A probe that takes too long has failed; its record goes on, and is evidence if it arrives."""
-        now = self._clock()
-        with self._lock:
-            for probe, till in [*self._probes.items()]:
-                # Its topic is in trouble, which says nothing about the cluster. Not at once: each leaves another record
-                # in flight, and that topic may be well by now.
-                tried = now - (till - self._stall_s) >= HELD_BACK_S
-                if probe.of_cluster and tried and self._begun.get(probe) in self.shut_topics:
-                    self._conclude(probe, "ignore", "")
-            for probe in [probe for probe, till in self._probes.items() if till <= now]:
-                if self._granted == probe:
-                    self._granted = None
-                why = f"a probe had no report for {self._stall_s:g} s"
-                self._conclude(probe, "fail" if probe in self._begun else "ignore", why)
-
-    def _settle_local(self) -> list[tuple[Probe, str, str]]:
+    def _settle_local(self) -> list[Settled]:
         """Settle the probes of the process's own circuit; return the fleet's."""
-        settled = [self._settled.popleft() for _ in range(len(self._settled))]
+        settled = self._probes.take_settled()
         for probe, outcome, _ in settled:
             if probe.scope == LOCAL and outcome != "ignore":
                 self.local.settle(self._now_ms(), outcome == "ok")
