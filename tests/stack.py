@@ -41,7 +41,12 @@ QUICK = {
     "TOPIC_PROPAGATION_MS": "1500",
     "COUNTS_INTERVAL_S": "0.1",
     "MAX_RETRIES": "3",
+    # A machine that stands still for a moment fails no send.
+    "ENQUEUE_TIMEOUT_S": "3",
 }
+
+IMPATIENT = {"ENQUEUE_TIMEOUT_S": "0.5"}
+"""The default again, for tests of a Redis that hangs or is away."""
 
 
 class Worker:

@@ -22,7 +22,7 @@ import redis
 from kafka_delivery import BulkEnqueueError, EnqueueError, InvalidRecordError, Record, send, send_many, threads
 from kafka_delivery.names import QUEUE
 from servers import OtherKafka, RealRedis, have_real_redis, missing, wait_until
-from stack import Stack, stack
+from stack import IMPATIENT, Stack, stack
 
 NO_KAFKA = OtherKafka("127.0.0.1:1")
 
@@ -43,7 +43,7 @@ def hung(tmp_path: Path) -> Iterator[RealRedis]:
     """An application that has sent before, with a Redis that then stopped answering."""
     if not have_real_redis():
         missing("redis-server")
-    with RealRedis(tmp_path / "redis") as server, stack(server.url, NO_KAFKA):
+    with RealRedis(tmp_path / "redis") as server, stack(server.url, NO_KAFKA, **IMPATIENT):
         send.delay("orders", "before")
         server.pause()
         yield server

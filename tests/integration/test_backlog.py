@@ -26,7 +26,7 @@ from kafka_delivery import (
 from kafka_delivery.names import QUEUE
 from kafka_delivery_worker.embedded import Valkey
 from servers import OtherKafka, RealRedis, have_real_redis, missing
-from stack import Stack, stack
+from stack import IMPATIENT, Stack, stack
 
 NO_KAFKA = OtherKafka("127.0.0.1:1")
 ROOM = 2_000_000
@@ -149,7 +149,7 @@ def test_a_redis_that_is_full_itself_is_the_same_error(call: Callable[[], Any]) 
 def test_a_redis_that_hangs_is_the_same_as_without_a_limit(tmp_path: Path) -> None:
     if not have_real_redis():
         missing("redis-server")
-    with RealRedis(tmp_path / "redis") as server, stack(server.url, NO_KAFKA, BACKLOG_MAX_BYTES=10**12):
+    with RealRedis(tmp_path / "redis") as server, stack(server.url, NO_KAFKA, BACKLOG_MAX_BYTES=10**12, **IMPATIENT):
         server.pause()
         started = time.monotonic()
         try:

@@ -32,7 +32,7 @@ from kafka_delivery import EnqueueError, InvalidRecordError, Record, SettingsErr
 from kafka_delivery.settings import ENV_PREFIX
 from kafka_delivery_worker.embedded import Valkey, free_port
 from servers import OtherKafka, wait_until
-from stack import Stack, stack
+from stack import IMPATIENT, Stack, stack
 
 APP = "kafka_delivery.contrib.django"
 NO_KAFKA = OtherKafka("127.0.0.1:1")
@@ -63,7 +63,7 @@ def application(redis_client: redis.Redis, redis_url: str) -> Iterator[Stack]:
 
 @pytest.fixture
 def without_redis() -> Iterator[Stack]:
-    with stack(f"redis://127.0.0.1:{free_port()}/0", NO_KAFKA) as system:
+    with stack(f"redis://127.0.0.1:{free_port()}/0", NO_KAFKA, **IMPATIENT) as system:
         yield system
 
 

@@ -24,7 +24,7 @@ from kombu.exceptions import EncodeError
 from kafka_delivery import EnqueueError, InvalidRecordError, Record, app, dead_letter, send, send_many
 from kafka_delivery_worker.embedded import Valkey, free_port
 from servers import OtherKafka, RealRedis, have_real_redis, missing, wait_until
-from stack import Stack, stack
+from stack import IMPATIENT, Stack, stack
 
 ALLOWANCE_S = 1.0
 """For a machine that is busy with other tests, which is no defect."""
@@ -63,7 +63,7 @@ def application(redis_client: redis.Redis, redis_url: str) -> Iterator[Stack]:
 
 @pytest.fixture
 def without_redis() -> Iterator[Stack]:
-    with stack(f"redis://127.0.0.1:{free_port()}/0", NO_KAFKA) as system:
+    with stack(f"redis://127.0.0.1:{free_port()}/0", NO_KAFKA, **IMPATIENT) as system:
         yield system
 
 
@@ -165,7 +165,7 @@ class TestRedisHangs:
     @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
     @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
     def test_the_error_comes_in_time_and_repeating_works(self, call: Call, warm: bool, own_redis: RealRedis) -> None:
-        with stack(own_redis.url, NO_KAFKA) as system:
+        with stack(own_redis.url, NO_KAFKA, **IMPATIENT) as system:
             if warm:
                 call("before")
             own_redis.pause()
@@ -184,7 +184,7 @@ class TestRedisHangs:
 
     def test_other_threads_are_not_held_up_by_one_that_waits(self, own_redis: RealRedis) -> None:
         errors: list[str] = []
-        with stack(own_redis.url, NO_KAFKA):
+        with stack(own_redis.url, NO_KAFKA, **IMPATIENT):
             send.delay("orders", "v")
             own_redis.pause()
             try:

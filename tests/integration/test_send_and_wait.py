@@ -41,7 +41,7 @@ from kafka_delivery import (
 from kafka_delivery.names import QUEUE
 from kafka_delivery_worker.cli import cli
 from servers import OtherKafka, RealRedis, have_real_redis, missing, wait_until
-from stack import Stack, stack
+from stack import IMPATIENT, Stack, stack
 
 NO_KAFKA = OtherKafka("127.0.0.1:1")
 HUNG_S = 5.0
@@ -368,7 +368,7 @@ class TestConnection:
 @both
 class TestRedisHangs:
     def test_before_the_call(self, wait: Wait, own_redis: RealRedis) -> None:
-        with stack(own_redis.url, NO_KAFKA):
+        with stack(own_redis.url, NO_KAFKA, **IMPATIENT):
             send.delay("orders", "before")
             own_redis.pause()
             try:
@@ -381,7 +381,7 @@ class TestRedisHangs:
                 own_redis.resume()
 
     def test_while_it_waits(self, wait: Wait, own_redis: RealRedis, calls: ThreadPoolExecutor) -> None:
-        with stack(own_redis.url, NO_KAFKA) as system:
+        with stack(own_redis.url, NO_KAFKA, **IMPATIENT) as system:
             call = calls.submit(wait, "orders", "v", message_id="mine", timeout=0.5)
             wait_queued(system, "mine")
             own_redis.pause()
@@ -401,7 +401,10 @@ class TestRedisHangs:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(outcomes, "LOOK_S", 0.2)
-        with stack(own_redis.url, NO_KAFKA) as system, caplog.at_level(logging.WARNING, "kafka_delivery.outcomes"):
+        with (
+            stack(own_redis.url, NO_KAFKA, **IMPATIENT) as system,
+            caplog.at_level(logging.WARNING, "kafka_delivery.outcomes"),
+        ):
             call: Future[Any] = calls.submit(wait, "orders", "v", message_id="mine", timeout=30)
             wait_queued(system, "mine")
             own_redis.pause()

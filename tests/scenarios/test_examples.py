@@ -22,7 +22,7 @@ import pytest
 from kafka_delivery.settings import ENV_PREFIX
 from kafka_delivery_worker.embedded import free_port
 from servers import RealKafka, RealRedis, have_real_redis, missing, read_all, wait_until
-from stack import BIN, QUICK, message_id
+from stack import BIN, IMPATIENT, QUICK, message_id
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -98,7 +98,7 @@ class Open:
             "SHOP_DATABASE": str(directory / f"{uuid.uuid4()}.sqlite3"),
             "SHOP_REDIS_URL": redis.url,
             "SHOP_KAFKA": kafka.bootstrap_servers,
-            **{ENV_PREFIX + name: value for name, value in QUICK.items()},
+            **{ENV_PREFIX + name: value for name, value in (QUICK | IMPATIENT).items()},
         }
         if shop.by_environment:
             self.env[ENV_PREFIX + "REDIS_URL"] = redis.url

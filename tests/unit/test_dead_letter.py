@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_NOT_AVAILABLE
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafka_delivery import Record
@@ -77,6 +77,7 @@ own_headers = st.lists(st.tuples(st.sampled_from(NAMES) | st.text("ab-", min_siz
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+@settings(deadline=None)
 @given(own_headers, values, values)
 def test_what_a_preset_writes_is_read_back_as_it_was(
     preset: str, headers: list[tuple[str, bytes | None]], key: bytes | None, value: bytes | None

@@ -238,16 +238,22 @@ class OrphanGuard:
         self._shell.communicate()
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """A port nobody listens on, below the ranges from which systems take ports for outgoing connections.
 
-    From such a range any connection could take the port of a server that is down for a moment.
+    From such a range any connection could take the port of a server that is down for a moment. For the same reason no
+    port is given twice in a process, whether its first user listens by now or not.
     """
     while True:
         port = random.randrange(20_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((_HOST, port))
-            return port
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 class _Pointer(ctypes.c_void_p):
