@@ -650,6 +650,8 @@ _LEADERLESS = (
     KafkaError.OFFSET_NOT_AVAILABLE,
     KafkaError._DESTROY_BROKER,
     KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
 )
 
 

@@ -46,7 +46,7 @@ class Faults:
         self._kafka, self._server, self._slots, self._application = kafka, server, supervisor.slots, application
         self._over, self._abort = over, abort
         self._say = say
-        self._control = redis.Redis.from_url(server.url, socket_timeout=2)
+        self._control = redis.Redis.from_url(server.url, socket_timeout=10)
         self.failure: BaseException | None = None
         self._do: dict[str, Callable[[Fault], None]] = {
             plan.KILL: self._kill,

@@ -262,7 +262,7 @@ class TestOnARealCluster:
         real_kafka.create_topic(topic)
         real_kafka.deny_write(topic)
         sent = send.delay(topic, "x")
-        wait_until(lambda: counts.read(real_system.redis).get(topic, {}).get("retried") == 1, 30, "the first retry")
+        wait_until(lambda: counts.read(real_system.redis).get(topic, {}).get("retried", 0) > 0, 30, "a retry")
         (worker,) = real_system.workers
         worker.signal(signal.SIGSTOP)  # else the retries may be used up before the broker has heard of it
         try:

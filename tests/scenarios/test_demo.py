@@ -141,7 +141,7 @@ def test_a_signal_stops_everything(demo: Callable[..., Demo], number: signal.Sig
 
 def test_a_signal_while_it_starts_stops_everything(demo: Callable[..., Demo]) -> None:
     run = demo()
-    wait_until(lambda: any("celery" in command for command in run.family().values()), 30, "no worker was started")
+    wait_until(lambda: any(" worker " in command for command in run.family().values()), 30, "no worker was started")
     run.process.send_signal(signal.SIGTERM)
     assert "Stopped by SIGTERM" in run.end(30)
     assert run.process.returncode == 128 + signal.SIGTERM

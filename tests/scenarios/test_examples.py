@@ -88,7 +88,7 @@ SHOPS = {
 class Open:
     """A shop with its servers and its worker, that a test orders from."""
 
-    def __init__(self, shop: Shop, kafka: RealKafka, redis: RealRedis, directory: Path) -> None:
+    def __init__(self, shop: Shop, kafka: RealKafka, redis: RealRedis, directory: Path, **settings: str) -> None:
         self.shop, self.kafka, self.redis = shop, kafka, redis
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -98,7 +98,7 @@ class Open:
             "SHOP_DATABASE": str(directory / f"{uuid.uuid4()}.sqlite3"),
             "SHOP_REDIS_URL": redis.url,
             "SHOP_KAFKA": kafka.bootstrap_servers,
-            **{ENV_PREFIX + name: value for name, value in (QUICK | IMPATIENT).items()},
+            **{ENV_PREFIX + name: value for name, value in (QUICK | IMPATIENT | settings).items()},
         }
         if shop.by_environment:
             self.env[ENV_PREFIX + "REDIS_URL"] = redis.url
@@ -250,7 +250,8 @@ def test_with_redis_hung_other_requests_go_on_in_an_event_loop(
     """One process, and more orders at a time than any pool of threads would take."""
     one_process = Shop(**vars(FASTAPI) | {"serve": ("uvicorn", "shop:app")})
     with (
-        Open(one_process, kafka, redis, tmp_path) as shop,
+        # Long enough for all looks, on a slow machine too; a call waits four times as long for one of the threads.
+        Open(one_process, kafka, redis, tmp_path, ENQUEUE_TIMEOUT_S="2") as shop,
         ThreadPoolExecutor(60) as customers,
         httpx.Client(base_url=shop.url, timeout=PATIENCE_S) as visitor,  # made now: it takes its time
     ):

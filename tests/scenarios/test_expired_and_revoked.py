@@ -115,7 +115,7 @@ class TestParked:
         assert "revoked-first" not in system.ids(TOPIC)
 
     def test_revoked_while_it_waits_for_its_time(self, system: Stack) -> None:
-        sent = send.apply_async((TOPIC, PAYLOAD), countdown=3)
+        sent = send.apply_async((TOPIC, PAYLOAD), countdown=6)
         revoke(sent.id)
         assert wait_stored(system, sent.id).kind == "revoked"
         system.wait_empty()

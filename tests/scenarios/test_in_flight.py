@@ -330,7 +330,7 @@ def test_the_number_in_flight_is_bounded_also_after_a_broken_connection(own: Sta
     wait_until(lambda: len(held(own)) == 50, 20, "fifty in flight")
     for connection in range(1, 4):
         break_connections(own)
-        wait_until(lambda n=connection: worker.log.count("Connected to") == n + 1, 20, "the worker to connect again")  # type: ignore[misc]
+        wait_until(lambda n=connection: worker.log.count("Connected to") > n, 20, "the worker to connect again")  # type: ignore[misc]
         time.sleep(0.7)
         assert len(held(own)) == 50
     assert queued(own) == ids[50:]
@@ -350,7 +350,7 @@ def test_after_a_broken_connection_it_is_as_fast_as_before(own: Stack) -> None:
     ids = send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(400)])
     wait_until(lambda: in_flight() == 400, 20, "all to be in flight")
     break_connections(own)
-    wait_until(lambda: worker.log.count("Connected to") == 2, 20, "the worker to connect again")
+    wait_until(lambda: worker.log.count("Connected to") >= 2, 20, "the worker to connect again")
     ids += send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(400)])
     wait_until(lambda: in_flight() == 800, 20, "all to be in flight")
     kafka_of(own).up()
@@ -400,7 +400,7 @@ def test_what_waits_for_a_thread_is_not_repeated_after_a_broken_connection(own: 
     worker = own.worker(*ALONE, "-c", "2")
     wait_until(lambda: len(held(own)) == 20, 20, "all to be claimed")
     break_connections(own)
-    wait_until(lambda: worker.log.count("Connected to") == 2, 20, "the worker to connect again")
+    wait_until(lambda: worker.log.count("Connected to") >= 2, 20, "the worker to connect again")
     time.sleep(1)
     kafka_of(own).up()
     own.wait_for(f"{TOPIC}-dlq", set(ids))
@@ -466,7 +466,7 @@ class TestBatches:
         worker = own.worker(*ALONE)
         wait_until(lambda: in_flight() >= 4_000, 20, "some to be in flight")
         break_connections(own)
-        wait_until(lambda: worker.log.count("Connected to") == 2, 20, "the worker to connect again")
+        wait_until(lambda: worker.log.count("Connected to") >= 2, 20, "the worker to connect again")
         wait_until(lambda: len(held(own)) == 12, 20, "all to be held")
         kafka_of(own).up()
         own.wait_for(TOPIC, set(ids))

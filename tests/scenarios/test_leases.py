@@ -29,6 +29,7 @@ from stack import Stack, Worker, stack
 
 TOPIC = "leased"
 QUEUE = "kafka-delivery"
+NO_PROBES = {"RESET_TIMEOUT_S": "60", "RESET_TIMEOUT_MAX_S": "60"}
 
 
 @pytest.fixture
@@ -84,6 +85,7 @@ def reaped(*workers: Worker) -> list[str]:
 
 class TestDeadWorkers:
     def test_what_one_held_is_back_within_a_lease_at_the_front(self, system: Stack, mock: MockKafka) -> None:
+        system.settings |= NO_PROBES
         mock.down()
         ids = records(130)
         dead = system.worker(*ALONE, MAX_IN_FLIGHT=50)
@@ -108,6 +110,7 @@ class TestDeadWorkers:
     def test_one_that_was_stopped_for_longer_than_its_lease_repeats_at_most_what_it_held(
         self, system: Stack, mock: MockKafka
     ) -> None:
+        system.settings |= NO_PROBES
         mock.down()
         ids = records(200)
         stopped = system.worker(*ALONE, MAX_IN_FLIGHT=50)
@@ -260,7 +263,8 @@ class TestBrokenConnections:
         mock.down()
         with (
             RealRedis(tmp_path, binary=valkey_binary()) as server,
-            stack(server.url, mock, LEASE_S=1, LINGER_MS=0) as system,
+            # Kafka is away all the time: a probe of the circuit would be one more in flight.
+            stack(server.url, mock, LEASE_S=1, LINGER_MS=0, **NO_PROBES) as system,
         ):
             ids = records(300)
             workers = [system.worker(*ALONE, MAX_IN_FLIGHT=100) for _ in range(2)]
@@ -497,6 +501,7 @@ def sentinel(directory: Path, master: int) -> Iterator[tuple[int, redis.Redis]]:
 def test_a_redis_cluster_is_refused_at_start(tmp_path: Path) -> None:
     """Celery would work on it until the first message that lies on another node."""
     cluster = {"cluster-enabled": "yes", "cluster-config-file": str(tmp_path / "nodes.conf"), "appendonly": "no"}
+    cluster["cluster-port"] = str(free_port())  # else the port and 10,000, which anybody may have
     with MockKafka() as mock, RealRedis(tmp_path, binary=valkey_binary(), options=cluster) as server:
         system = Stack(server.url, mock, {})
         worker = system.worker(ready=False)

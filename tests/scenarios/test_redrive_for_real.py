@@ -193,7 +193,8 @@ def test_large_values_take_bounded_memory(redis_url: str, real_kafka: RealKafka,
     with stack(emptied(redis_url), real_kafka, MAX_RECORD_BYTES=size + 1_000) as system:
         system.worker(*ALONE)
         bury(system, topic, range(60), value=os.urandom(size))
-        before = peak_kib(system, "summary", topic, "--error-class", "None")
+        # One or two of them are in hand in any case: now this many, now that.
+        before = max(peak_kib(system, "summary", topic, "--error-class", "None") for _ in range(3))
         assert peak_kib(system, "summary", topic) < before + 20_000
         assert peak_kib(system, "redrive", topic, "--yes") < 500_000
         assert len(system.ids(topic)) == 60

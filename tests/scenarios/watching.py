@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -39,6 +40,14 @@ def load(topic: str) -> Iterator[list[str]]:
     finally:
         enough.set()
         loading.join()
+
+
+def opened(system: Stack, topic: str | None = None) -> str | None:
+    """Why a circuit, the cluster's or a topic's, opened the first time; None if it never did."""
+    scope = "cluster" if topic is None else f"topic:{topic}"
+    changes = map(json.loads, system.command("breaker", "history", "--json").stdout.splitlines())
+    opening = [one for one in changes if (one["scope"], one["before"], one["after"]) == (scope, "closed", "open")]
+    return str(opening[-1]["why"]) if opening else None
 
 
 class Events:
