@@ -723,7 +723,7 @@ steps = st.lists(
 @hypothesis_settings(
     # On an exact tie one rounds its percentage up and the other down, and no run is to draw one that others did not.
     derandomize=True,
-    max_examples=60,
+    max_examples=300,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
