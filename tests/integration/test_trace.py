@@ -251,8 +251,14 @@ class TestOfTheWorld:
 
             mock_kafka.down()
             held = send.delay("orders", PAYLOAD)
-            wait_until(lambda: place(held.id).where == Where.HELD, 10, "a worker to hold it")
-            found = trace(held.id, code=ON_ITS_WAY)
+            wait_until(lambda: (at := place(held.id)) is not None and at.where == Where.HELD, 10, "a worker to hold it")
+
+            def named() -> bool:
+                """A busy worker may not answer in time."""
+                found.update(trace(held.id, code=ON_ITS_WAY))
+                return found["worker"] is not None
+
+            wait_until(named, 30, "the worker to say that it holds it")
             assert found["worker"].startswith("w0@")
             assert 0 < found["lease_ends_in_s"] <= 30
             mock_kafka.up()
