@@ -60,6 +60,7 @@ both = pytest.mark.parametrize("wait", [send_and_wait, awaited], ids=["sync", "a
 @pytest.fixture
 def application(redis_client: redis.Redis, redis_url: str) -> Iterator[Stack]:
     with stack(redis_url, NO_KAFKA) as system:
+        wait_until(lambda: subscriptions(system) == 0, 5, "the listener of the test before to be done")
         yield system
 
 
@@ -213,10 +214,10 @@ class TestNoOutcome:
         assert send.AsyncResult("mine").result == place("mine")
 
     def test_names_the_attempt_that_failed(self, wait: Wait, application: Stack, calls: ThreadPoolExecutor) -> None:
-        call = calls.submit(wait, "orders", "v", message_id="mine", timeout=2)
+        call = calls.submit(wait, "orders", "v", message_id="mine", timeout=10)
         wait_queued(application, "mine")
         store("mine", RetriableError("not now", "orders", "mine", 5, "LEADER_NOT_AVAILABLE"), RETRY)
-        error = call.exception(5)
+        error = call.exception(20)
         assert isinstance(error, DeliveryTimeoutError)
         assert isinstance(error.__cause__, RetriableError)
         assert error.__cause__.name == "LEADER_NOT_AVAILABLE"
@@ -232,11 +233,11 @@ class TestNoOutcome:
     def test_of_a_circuit_that_opens_meanwhile_the_record_waits(
         self, wait: Wait, application: Stack, calls: ThreadPoolExecutor
     ) -> None:
-        call = calls.submit(wait, "orders", "v", message_id="mine", timeout=3)
+        call = calls.submit(wait, "orders", "v", message_id="mine", timeout=10)
         wait_queued(application, "mine")
         # In this process: another one may take longer to start than the call waits.
         assert CliRunner().invoke(cli, ["breaker", "force-open", "--reason", "test"]).exit_code == 0
-        error = call.exception(10)
+        error = call.exception(20)
         assert isinstance(error, DeliveryTimeoutError)
         assert "circuit of the cluster is open" in error.reason
         assert error.retry_after is not None
