@@ -170,12 +170,13 @@ def test_a_dropped_connection_is_ridden_out(mock_kafka: MockKafka, client: Clien
     assert client.send("topic") == 0
 
 
-def test_other_requests_can_fail_too(mock_kafka: MockKafka, client: Client) -> None:
+def test_other_requests_can_fail_too(mock_kafka: MockKafka) -> None:
     mock_kafka.fail_next(KafkaError.CLUSTER_AUTHORIZATION_FAILED, api="InitProducerId")
-    mock_kafka.create_topic("topic", 1)
-    client.produce("topic")
+    # Not before: it asks for its id by itself. And without a record: where the report of one comes in the same moment,
+    # Python raises a SystemError in place of the client's.
+    producer = Client(mock_kafka.bootstrap_servers).producer
     with pytest.raises(KafkaException, match="FATAL,code=CLUSTER_AUTHORIZATION_FAILED"):
-        client.producer.flush(5)
+        wait_until(lambda: producer.poll(0.05) < 0, 10, "the client went on")
     with pytest.raises(KeyError):
         mock_kafka.fail_next(KafkaError.UNKNOWN, api="Unheard")
 
@@ -196,9 +197,12 @@ def test_a_slow_broker_answers_late(mock_kafka: MockKafka, client: Client) -> No
     assert client.send("topic") == 0
     assert time.monotonic() - started >= 1.5
     mock_kafka.delay(-1, 0)
-    started = time.monotonic()
-    assert client.send("topic") == 0
-    assert time.monotonic() - started < 1.5
+    took = []
+    for _ in range(3):
+        started = time.monotonic()
+        assert client.send("topic") == 0
+        took.append(time.monotonic() - started)
+    assert min(took) < 1.5
 
 
 def test_another_process_can_use_the_mock(mock_kafka: MockKafka) -> None:
@@ -420,13 +424,17 @@ def test_redis_keeps_its_data_over_a_kill_and_hangs_on_demand(binary: str, tmp_p
         missing("redis-server")
     program = valkey_binary() if binary == "valkey-server" else binary
     server = RealRedis(tmp_path / "redis", binary=program, options={"maxmemory": "64mb"})
-    with server, redis.Redis.from_url(server.url, socket_timeout=0.2, retry=None) as client:
+    with (
+        server,
+        redis.Redis.from_url(server.url, socket_timeout=5) as client,
+        redis.Redis.from_url(server.url, socket_timeout=0.2, retry=None) as hasty,
+    ):
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         client.set("key", "value")
 
         server.pause()
         with pytest.raises(redis.exceptions.TimeoutError):
-            client.get("key")
+            hasty.get("key")
         server.resume()
         assert client.get("key") == b"value"
 
