@@ -149,7 +149,7 @@ def test_a_time_that_is_over_already_is_no_wait() -> None:
     broadcast = Broadcast()
     waiting = threading.Thread(target=lambda: broadcast.wait(-0.001), daemon=True)
     waiting.start()
-    waiting.join(0.5)
+    waiting.join(LONG)
     ended = not waiting.is_alive()
     broadcast.send()
     waiting.join(LONG)
