@@ -98,6 +98,7 @@ def commands(target: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
+@pytest.mark.timeout(600)  # a minute; on a busy machine as long as it takes
 def test_memory_is_flat_over_two_hundred_thousand(system: Stack, tmp_path: Path) -> None:
     fill(system.redis, FEW)
     few = {name: run(system, *command)[1] for name, command in commands(tmp_path / "few").items()}
