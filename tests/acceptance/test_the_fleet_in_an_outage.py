@@ -136,8 +136,9 @@ def test_three_minutes(tmp_path: Path) -> None:
     assert max(grown.values()) < 40
     opened = [step for step in steps if step.after == "open"]
     assert [step.trips for step in opened] == list(range(1, len(opened) + 1)), "one transition for each round"
-    assert len(opened) == trips <= 7
-    assert first <= 5 + current().reset_timeout_max_s
+    assert trips <= len(opened) <= trips + 1, "one more may fail while the broker starts"
+    assert len(opened) <= 7
+    assert first <= 5 + current().reset_timeout_max_s * 1.1, "the longest wait, and what workers add to be apart"
     assert rate[0] < max(rate) / 4, "the broker is not flooded at once"
 
 

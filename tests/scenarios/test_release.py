@@ -53,9 +53,9 @@ def queued(system: Stack, name: str = QUEUE) -> list[str]:
 
 def test_celerys_transport_delivers_what_leased_workers_had_put_aside_or_held(system: Stack, mock: MockKafka) -> None:
     killed = system.worker(*ALONE, MAX_IN_FLIGHT=10, CONCURRENCY=10)
-    delayed = [send.apply_async((TOPIC, "x"), countdown=8).id for _ in range(3)]
-    last = send.apply_async((TOPIC, "x"), countdown=8, priority=9).id
-    letter = dead_letter.apply_async((TOPIC, "x"), countdown=8).id
+    delayed = [send.apply_async((TOPIC, "x"), countdown=20).id for _ in range(3)]
+    last = send.apply_async((TOPIC, "x"), countdown=20, priority=9).id
+    letter = dead_letter.apply_async((TOPIC, "x"), countdown=20).id
     wait_until(lambda: count(system, "delayed") == 5, 5, "the delayed ones to be put aside")
     sent = send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(20)])
     wait_until(lambda: count(system, "held") == 10, 20, "ten in flight")
