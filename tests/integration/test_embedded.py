@@ -118,20 +118,23 @@ def test_an_outage_holds_a_record_back_and_loses_none(mock_kafka: MockKafka, cli
     assert [record.value for record in read_all(servers, ["topic"])] == [b"before", b"during"]
 
 
-def test_brokers_lead_in_turn(mock_kafka: MockKafka, client: Client) -> None:
-    leaders = []
-    for topic, partitions in ("one", 1), ("two", 1), ("many", 4):
-        mock_kafka.create_topic(topic, partitions)
-        parts = client.producer.list_topics(topic, timeout=5).topics[topic].partitions
-        leaders += [parts[number].leader for number in range(partitions)]
-    assert leaders == [1, 2, 3, 1, 2, 3]
+def test_a_broker_leads_what_it_is_told_to(mock_kafka: MockKafka, client: Client) -> None:
+    mock_kafka.create_topic("topic", 2)
+    for first, second in (1, 2), (2, 3), (3, 1):
+        mock_kafka.lead(first, "topic")
+        mock_kafka.lead(second, "topic", 1)
+        partitions = client.producer.list_topics("topic", timeout=5).topics["topic"].partitions
+        assert (partitions[0].leader, partitions[1].leader) == (first, second)
+    with pytest.raises(KafkaException):
+        mock_kafka.lead(9, "topic")
 
 
 def test_one_broker_down_stops_its_own_partitions_only(mock_kafka: MockKafka, client: Client) -> None:
-    mock_kafka.create_topic("topic", 6)
-    partitions = client.producer.list_topics("topic", timeout=5).topics["topic"].partitions
-    stopped, down = 0, partitions[0].leader
-    served = next(number for number, one in partitions.items() if one.leader != down)
+    down, stopped, served = 1, 0, 1
+    mock_kafka.create_topic("topic", 2)
+    mock_kafka.lead(down, "topic", stopped)
+    mock_kafka.lead(2, "topic", served)
+    client.producer.list_topics("topic", timeout=5)
 
     mock_kafka.broker_down(down)
     client.produce("topic", partition=stopped)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from kafka_delivery import circuit, send, send_many
 from kafka_delivery_worker import counts
@@ -298,17 +297,13 @@ def claims(system: Stack) -> int:
 
 def led_apart(mock: MockKafka) -> tuple[str, str, int]:
     """Two topics of one partition that different brokers lead, and the broker of the first."""
-    admin = AdminClient({"bootstrap.servers": mock.bootstrap_servers})
-    leaders: dict[int, str] = {}
-    for number in range(12):
-        name = f"apart{number}"
+    sick, well, broker = "sick", "well", 1
+    for name in sick, well:
         mock.create_topic(name, 1)
         mock.create_topic(f"{name}-dlq", 1)
-        leaders.setdefault(admin.list_topics(name, timeout=5).topics[name].partitions[0].leader, name)
-        if len(leaders) > 1:
-            (broker, sick), (_, well), *_ = leaders.items()
-            return sick, well, broker
-    raise AssertionError("one broker leads them all")
+    mock.lead(broker, sick)
+    mock.lead(broker + 1, well)
+    return sick, well, broker
 
 
 class TestOperators:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import os
 import random
 import shutil
@@ -126,7 +125,6 @@ class MockKafka:
             raise ValueError(f"a cluster has at least one broker, not {brokers}")
         self._pid = os.getpid()
         self._replicas = min(3, brokers)
-        self._leaders = itertools.cycle(range(1, brokers + 1))
         self._library = _librdkafka()
         configuration = self._library.rd_kafka_conf_new()
         # The cluster has to belong to a client; this one connects nowhere, and would log that.
@@ -148,14 +146,15 @@ class MockKafka:
     def create_topic(self, name: str, partitions: int = 4) -> None:
         """Make a topic; one that exists already raises `KafkaException` with `TOPIC_ALREADY_EXISTS`.
 
-        The brokers lead its partitions in turn, one topic going on where the last one ended, as Kafka spreads them.
+        Which broker leads which partition is drawn by lot, and now and then one leads them all: see `lead`.
         Clients with `allow.auto.create.topics=true`, a producer's default, make missing topics by themselves.
         """
+        _check(self._library.rd_kafka_mock_topic_create(self._alive(), name.encode(), partitions, self._replicas))
+
+    def lead(self, broker_id: int, name: str, partition: int = 0) -> None:
+        """Make a broker the leader of a partition. A client that knows another one learns it from its next request."""
         topic = name.encode()
-        _check(self._library.rd_kafka_mock_topic_create(self._alive(), topic, partitions, self._replicas))
-        # librdkafka draws each leader by lot: now and then one broker would lead them all.
-        for partition, leader in zip(range(partitions), self._leaders, strict=False):
-            _check(self._library.rd_kafka_mock_partition_set_leader(self._alive(), topic, partition, leader))
+        _check(self._library.rd_kafka_mock_partition_set_leader(self._alive(), topic, partition, broker_id))
 
     def broker_down(self, broker_id: int) -> None:
         """Drop a broker's connections and refuse new ones. It stays the leader of its partitions."""
