@@ -438,6 +438,7 @@ def test_the_one_shot_service_makes_the_topics_again_and_again(
     run(command("topics"), container["topics"], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_worker_delivers_is_healthy_and_stops(
     compose_kafka: RealKafka, container: dict[str, dict[str, str]], orders: str, tmp_path: Path

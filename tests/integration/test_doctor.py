@@ -299,6 +299,7 @@ def test_a_redis_that_hangs_does_not_hang_the_command(
 # -- Kafka
 
 
+@pytest.mark.slow
 def test_a_kafka_that_is_away_is_an_error_with_its_reason(redis_url: str) -> None:
     found = examined(redis_url, NOBODY)
     assert found.level("kafka", "Connection refused") == "error"

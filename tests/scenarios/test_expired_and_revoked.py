@@ -89,6 +89,7 @@ class TestParked:
         system.wait_empty()
         assert sent.id not in system.ids(TOPIC)
 
+    @pytest.mark.slow
     def test_expired_before_there_was_room_for_it(self, system: Stack, kafka_down: MockKafka) -> None:
         """It lay in the queue, or reserved in the worker, for longer than it was wanted."""
         in_front = send.delay(TOPIC, "in front")

@@ -200,6 +200,7 @@ def test_two_at_once(system: Stack, topic: str) -> None:
     assert redrive(system, topic)["delivered"] == 1
 
 
+@pytest.mark.slow
 def test_who_lost_the_lock_sends_nothing_more(system: Stack, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was stopped finds another run in its place. No outcome tells it so while a circuit is open."""
     bury(system, topic, 50)
