@@ -64,7 +64,7 @@ bench-results: $(VENV)/dev ## The same as bench-long, written where docs/scaling
 	$(BIN)/python docs/generate.py
 
 chaos: $(VENV)/dev ## Twenty minutes of everything that can go wrong, and an account at the end
-	$(BIN)/python tests/chaos/chaos.py --seconds 1200 $(ARGS)
+	$(BIN)/python tests/soak/chaos/chaos.py --seconds 1200 $(ARGS)
 
 chaos-stock: $(VENV)/dev ## The same on Celery's own transport, three minutes of it: fails when nothing is lost
-	$(BIN)/python tests/chaos/chaos.py --stock --seconds 150 $(ARGS)
+	$(BIN)/python tests/soak/chaos/chaos.py --stock --seconds 150 $(ARGS)

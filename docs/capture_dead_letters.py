@@ -20,11 +20,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
+from five_kinds import FiveKinds  # noqa: E402
 from kafka_delivery_worker.embedded import Valkey  # noqa: E402
-from scenarios.five_kinds import FiveKinds  # noqa: E402
-from scenarios.watching import ALONE  # noqa: E402
 from servers import RealKafka, wait_until  # noqa: E402
 from stack import BIN, Stack, stack  # noqa: E402
+from watching import ALONE  # noqa: E402
 
 PAGE = HERE / "dead-letters.md"
 TOPIC = "orders"

@@ -26,10 +26,10 @@ from screenshots import HERE, IMAGES, chromium, take
 
 from kafka_delivery import circuit, send
 from kafka_delivery_worker.embedded import free_port
-from scenarios.watching import ALONE
 from scraping import exporter, ports
 from servers import RealGrafana, RealKafka, RealPrometheus, RealRedis, valkey_binary, wait_until
 from stack import Stack, stack
+from watching import ALONE
 
 TOPICS = ("orders", "payments", "emails")
 SMALL, NOWHERE = "invoices", "exports"  # neither takes large records, and the second has no dead-letter topic

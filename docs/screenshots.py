@@ -24,9 +24,9 @@ from confluent_kafka import KafkaError  # noqa: E402
 
 from kafka_delivery import circuit, send  # noqa: E402
 from kafka_delivery_worker.embedded import MockKafka, OrphanGuard, Valkey, free_port  # noqa: E402
-from scenarios.watching import Events, watched_events  # noqa: E402
 from servers import wait_until  # noqa: E402
 from stack import BIN, Stack, stack  # noqa: E402
+from watching import Events, watched_events  # noqa: E402
 
 IMAGES = HERE / "images"
 WORKER = "worker1@example"  # no name of the machine on which the pictures are taken

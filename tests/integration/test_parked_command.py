@@ -26,9 +26,9 @@ from kafka_delivery_worker.cli.parked import command
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import KINDS, Parked, ParkingStore, fingerprint
 from kafka_delivery_worker.redrive import RunLock
-from scenarios.watching import emptied
 from servers import wait_until
 from stack import BIN, Stack, stack
+from watching import emptied
 
 PAYLOAD = "secret-payload"
 BINARY = b"\x00\xff"

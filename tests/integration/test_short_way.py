@@ -16,9 +16,9 @@ from celery import signals
 from celery.result import EagerResult
 
 from kafka_delivery import BulkEnqueueError, Record, app, base, dead_letter, send, send_many
-from scenarios.watching import watched_events
 from servers import OtherKafka
 from stack import Stack, stack
+from watching import watched_events
 
 QUEUE, DEAD_LETTERS = "kafka-delivery", "kafka-delivery-dlq"
 NO_KAFKA = OtherKafka("127.0.0.1:1")

@@ -14,9 +14,9 @@ import pytest
 from kafka_delivery import dead_letter, send
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from scenarios.watching import other_worker
 from servers import RealRedis, wait_until
 from stack import Stack
+from watching import other_worker
 
 SECRET = "hunter2"  # noqa: S105  # it is in what the tests configure, and must be in nothing that is printed
 

@@ -23,9 +23,9 @@ from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from kafka_delivery_worker.readback import SKEW_MS, TAIL, Readback, told_ms
 from kafka_delivery_worker.whereabouts import Where, Whereabouts, base64_of
-from scenarios.watching import ALONE
 from servers import RealKafka, wait_until
 from stack import Stack, stack
+from watching import ALONE
 
 PAYLOAD = "secret-payload"
 DELIVERED, ON_ITS_WAY, DEAD, NOT_FOUND = 0, 3, 4, 5

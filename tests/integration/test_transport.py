@@ -44,9 +44,9 @@ from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.lease import Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
 from kafka_delivery_worker.producer import Outgoing, Report
-from scenarios.watching import other_worker
 from servers import wait_until
 from stack import stack
+from watching import other_worker
 
 QUEUE = "kafka-delivery"
 OTHER = "kafka-delivery-dlq"

@@ -17,10 +17,10 @@ import yaml  # type: ignore[import-untyped]
 
 from kafka_delivery import send
 from kafka_delivery_worker.embedded import free_port
-from scenarios.watching import ALONE, emptied, load
 from scraping import exporter, ports
 from servers import RealKafka, RealPrometheus, have_prometheus, have_real_kafka, missing, wait_until
 from stack import stack
+from watching import ALONE, emptied, load
 
 ROOT = Path(__file__).parents[2]
 TOPIC, SMALL, TINY = "orders", "small", "tiny"

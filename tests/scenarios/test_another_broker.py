@@ -24,10 +24,10 @@ from kafka_delivery.errors import EnqueueError
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from scenarios.watching import ALONE, emptied, other_worker
 from scraping import exporter, scrape
 from servers import RealRabbit, wait_until
 from stack import IMPATIENT, Stack, Worker, stack
+from watching import ALONE, emptied, other_worker
 
 QUEUE, DEAD_LETTER_QUEUE = "kafka-delivery", "kafka-delivery-dlq"
 TOPIC = "elsewhere"

@@ -18,9 +18,9 @@ import pytest
 from kafka_delivery import circuit, send, send_many
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import ALONE, emptied, opened
 from servers import wait_until
 from stack import Stack, Worker, message_id, stack
+from watching import ALONE, emptied, opened
 
 TOPIC = "breaker"
 QUICK = {

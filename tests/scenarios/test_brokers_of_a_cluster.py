@@ -10,9 +10,9 @@ import pytest
 
 from kafka_delivery import circuit
 from kafka_delivery_worker import counts
-from scenarios.watching import ALONE, emptied, load, opened
 from servers import AnotherBroker, RealKafka, have_real_kafka, missing, wait_until
 from stack import Stack, stack
+from watching import ALONE, emptied, load, opened
 
 pytestmark = pytest.mark.real
 

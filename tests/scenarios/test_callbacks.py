@@ -24,9 +24,9 @@ from kafka_delivery import (
     send_and_wait,
 )
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import ALONE, emptied, other_worker
 from servers import wait_until
 from stack import Stack, message_id, stack
+from watching import ALONE, emptied, other_worker
 
 TOPIC = "called-back"
 PAYLOAD = "secret-payload"

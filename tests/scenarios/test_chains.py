@@ -17,9 +17,9 @@ import redis
 from confluent_kafka import KafkaError
 
 from kafka_delivery_worker.embedded import MockKafka, Valkey
-from scenarios.watching import ALONE, emptied, other_worker
 from servers import wait_until
 from stack import Stack, message_id, stack
+from watching import ALONE, emptied, other_worker
 
 TOPIC = "chained"
 

@@ -18,9 +18,9 @@ from kafka_delivery import Record, dead_letter, send, send_many
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from scenarios.watching import ALONE, emptied
 from servers import Consumed, RealKafka, wait_until
 from stack import Stack, message_id, stack
+from watching import ALONE, emptied
 
 REFUSED = KafkaError.POLICY_VIOLATION
 """A verdict on the topic: a dead letter at once."""

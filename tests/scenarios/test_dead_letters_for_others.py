@@ -16,9 +16,9 @@ import pytest
 
 from kafka_delivery import Record, dead_letter, send
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import ALONE, emptied
 from servers import RealKafka, wait_until
 from stack import Stack, stack
+from watching import ALONE, emptied
 
 PAYLOAD = "secret-payload"
 

@@ -12,9 +12,9 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import circuit, send
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import ALONE, Events, emptied, watched_events
 from servers import wait_until
 from stack import Stack, stack
+from watching import ALONE, Events, emptied, watched_events
 
 TOPIC = "told"
 PAYLOAD = "secret-payload"

@@ -14,9 +14,9 @@ import pytest
 from kafka_delivery import app, dead_letter, send, send_many
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from scenarios.watching import ALONE, emptied, watched_events
 from servers import wait_until
 from stack import Stack, stack
+from watching import ALONE, emptied, watched_events
 
 TOPIC = "revocable"
 PAYLOAD = "secret-payload"

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from five_kinds import KINDS, FiveKinds
 from kafka_delivery_worker.redrive import IN_FLIGHT
 from kafka_delivery_worker.redrive.done import LOCK_S
-from scenarios.five_kinds import KINDS, FiveKinds
-from scenarios.watching import ALONE, emptied
 from servers import RealKafka, wait_until
 from stack import BIN, Stack, stack
+from watching import ALONE, emptied
 
 TOPIC = "five-kinds"
 NUMBER = dict(zip(KINDS, (3, 10, 29, 87, -190), strict=True))

@@ -15,9 +15,9 @@ import pytest
 
 from kafka_delivery import send, send_many
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import emptied, other_worker
 from servers import wait_until
 from stack import Stack, stack
+from watching import emptied, other_worker
 
 TOPIC = "forked"
 

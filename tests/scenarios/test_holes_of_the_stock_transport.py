@@ -14,9 +14,9 @@ import pytest
 
 from kafka_delivery import send
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import ALONE, emptied
 from servers import wait_until
 from stack import Stack, Worker, stack
+from watching import ALONE, emptied
 
 TOPIC = "holes"
 

@@ -21,9 +21,9 @@ from kafka_delivery import app, dead_letter, send, send_many
 from kafka_delivery.errors import RejectedError
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka, Valkey
-from scenarios.watching import ALONE, emptied, other_worker, watched_events
 from servers import wait_until
 from stack import Stack, Worker, message_id, stack
+from watching import ALONE, emptied, other_worker, watched_events
 
 TOPIC = "in-flight"
 PAYLOAD = "secret-payload"

@@ -23,9 +23,9 @@ from kafka_delivery import EnqueueError, dead_letter, send
 from kafka_delivery.names import GATE, LEASE_CLOCK
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka, OrphanGuard, Valkey, free_port
-from scenarios.watching import ALONE, OtherWorker, other_worker
 from servers import RealRedis, have_real_redis, missing, valkey_binary, wait_until
 from stack import Stack, Worker, stack
+from watching import ALONE, OtherWorker, other_worker
 
 TOPIC = "leased"
 QUEUE = "kafka-delivery"

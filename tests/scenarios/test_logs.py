@@ -15,8 +15,8 @@ from confluent_kafka import KafkaError
 from kafka_delivery import app, send
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.logs import JsonLines
-from scenarios.watching import ALONE, emptied, other_worker
 from stack import Stack, Worker, stack
+from watching import ALONE, emptied, other_worker
 
 TOPIC = "logged"
 PAYLOAD = "secret-payload"

@@ -13,10 +13,10 @@ from confluent_kafka import KafkaError
 from kafka_delivery import send, send_many
 from kafka_delivery_worker.embedded import MockKafka, free_port
 from scenarios.test_retries import PASSING
-from scenarios.watching import ALONE, emptied
 from scraping import Scraped, exporter, ports, scrape
 from servers import wait_until
 from stack import Stack, stack
+from watching import ALONE, emptied
 
 TOPICS = ("orders", "bills")
 WORKERS = 3

@@ -8,9 +8,9 @@ import pytest
 
 from kafka_delivery import dead_letter, send, send_many
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import ALONE, emptied
 from servers import KafkaLike, wait_until
 from stack import Stack, stack
+from watching import ALONE, emptied
 
 COUNT, TOPICS = 500, 100
 """Of each topic, the first would hold their threads for ten seconds, until librdkafka knows: minutes' worth in all."""

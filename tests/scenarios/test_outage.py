@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from kafka_delivery_worker import counts
-from scenarios.watching import ALONE, emptied, load
 from servers import RealKafka, have_real_kafka, missing, wait_until
 from stack import Worker, stack
+from watching import ALONE, emptied, load
 
 TOPIC = "outage"
 DOWN_S = 12

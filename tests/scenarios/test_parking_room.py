@@ -16,9 +16,9 @@ import pytest
 from kafka_delivery import Record, app, dead_letter, names, send, send_many
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import ParkingStore
-from scenarios.watching import ALONE, OtherWorker, emptied, other_worker
 from servers import wait_until
 from stack import Stack, Worker, message_id, stack
+from watching import ALONE, OtherWorker, emptied, other_worker
 
 TOPIC = "room"
 PAYLOAD = "secret-payload"

@@ -17,9 +17,9 @@ import pytest
 from kafka_delivery import send
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from scenarios.watching import ALONE, emptied, other_worker
 from servers import wait_until
 from stack import Stack, stack
+from watching import ALONE, emptied, other_worker
 
 QUEUE = "kafka-delivery"
 TOPIC = "quarantine"

@@ -13,9 +13,9 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import EnqueueError, send
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import ALONE
 from servers import RealRedis, have_real_redis, missing, wait_until
 from stack import Stack, Worker, stack
+from watching import ALONE
 
 pytestmark = pytest.mark.real
 

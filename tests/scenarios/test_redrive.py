@@ -41,9 +41,9 @@ from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from kafka_delivery_worker.redrive import Backlog, RunLock
 from kafka_delivery_worker.redrive import run as redrive_run
-from scenarios.watching import ALONE, emptied
 from servers import wait_until
 from stack import BIN, Stack, message_id, stack
+from watching import ALONE, emptied
 
 MISTYPED = "typed"
 TOPICS = [f"orders-{n}" for n in range(40)] + [MISTYPED]

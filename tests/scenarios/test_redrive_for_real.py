@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, Producer
 
+from five_kinds import configure
 from kafka_delivery import Record, send
 from kafka_delivery.dead_letters import reason
 from kafka_delivery_worker.dead_letter_headers import PRESETS
 from kafka_delivery_worker.redrive import IN_FLIGHT
-from scenarios.five_kinds import configure
-from scenarios.watching import ALONE, emptied
 from servers import RealKafka, wait_until
 from stack import BIN, Stack, message_id, stack
+from watching import ALONE, emptied
 
 pytestmark = pytest.mark.real
 

@@ -13,9 +13,9 @@ import pytest
 from kafka_delivery import dead_letter, send
 from kafka_delivery.names import DEATHS
 from kafka_delivery_worker.embedded import MockKafka, Valkey
-from scenarios.watching import ALONE
 from servers import wait_until
 from stack import Stack, leftovers, stack
+from watching import ALONE
 
 TOPIC = "released"
 QUEUE, DEAD_LETTERS = "kafka-delivery", "kafka-delivery-dlq"

@@ -14,9 +14,9 @@ from confluent_kafka import KafkaError
 from kafka_delivery import send
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import ALONE, Events, emptied, watched_events
 from servers import wait_until
 from stack import Stack, stack
+from watching import ALONE, Events, emptied, watched_events
 
 PASSING = KafkaError.FENCED_LEADER_EPOCH
 """Worth all retries; librdkafka does not try it again by itself."""

@@ -16,9 +16,9 @@ import pytest
 from kafka_delivery import send
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka
-from scenarios.watching import ALONE, emptied
 from servers import wait_until
 from stack import Stack, Worker, stack
+from watching import ALONE, emptied
 
 TOPIC = "stopping"
 MARGIN_S = 8

@@ -12,9 +12,9 @@ import pytest
 from kafka_delivery import Record, dead_letter, send, send_many
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from scenarios.watching import emptied, other_worker, watched_events
 from servers import wait_until
 from stack import Stack, stack
+from watching import emptied, other_worker, watched_events
 
 TOPIC = "unexpected"
 PAYLOAD = "secret-payload"

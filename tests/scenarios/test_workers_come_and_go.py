@@ -1,14 +1,14 @@
 """Workers may be added and removed at any time, killed too, and nothing is configured for it: nothing is lost, and the
 stream of records never pauses for as long as a lease.
 
-Two minutes of it: `tests/acceptance/test_workers_come_and_go.py`.
+Two minutes of it: `tests/soak/test_workers_come_and_go.py`.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from scenarios.coming_and_going import come_and_go
+from coming_and_going import come_and_go
 from servers import RealKafka, RealRedis
 
 DURATION_S = 20

@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
-from chaos import plan
-from chaos.account import Accepted, Account
-from chaos.processes import Exit
-from chaos.run import LONG_S, MIN_KILLS, Options, Outcome
+from soak.chaos import plan
+from soak.chaos.account import Accepted, Account
+from soak.chaos.processes import Exit
+from soak.chaos.run import LONG_S, MIN_KILLS, Options, Outcome
 
 KILLED = Exit(0, -signal.SIGKILL, plan.KILL, 0.0, "")
 STOPPED = Exit(0, 0, plan.TERMINATE, 1.0, "")

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos import application
 from kafka_delivery_worker.embedded import OrphanGuard
+from soak.chaos import application
 from stack import Stack, Worker
 
 GRACE_S = 30

@@ -14,9 +14,9 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import send
 from kafka_delivery_worker.embedded import MockKafka, free_port
-from scenarios.watching import ALONE, emptied
 from servers import wait_until
 from stack import BIN, Stack, stack
+from watching import ALONE, emptied
 
 TOPIC = "shown"
 PAYLOAD = "secret-payload"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scenarios.coming_and_going import come_and_go
+from coming_and_going import come_and_go
 from servers import RealKafka, RealRedis
 
 DURATION_S = 120

@@ -1,4 +1,4 @@
-"""Chaos by hand: `python tests/chaos/chaos.py --seconds 1200 --seed 7`; see `chaos.run`.
+"""Chaos by hand: `python tests/soak/chaos/chaos.py --seconds 1200 --seed 7`; see `soak.chaos.run`.
 
 Needs java and redis-server. Exit code 1: something is lost or has not come to rest, or a run of twenty minutes has
 killed too few workers to prove anything. With --stock the same faults meet Celery's own transport, which loses
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parents[1])  # tests/, as pytest has it; this directory would hide the package
-    from chaos.run import main
+    sys.path[0] = str(Path(__file__).parents[2])  # tests/, as pytest has it
+    from soak.chaos.run import main
 
     sys.exit(main(sys.argv[1:]))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos import plan, run
-from chaos.application import DEAD, PARKED
 from servers import have_real_kafka, have_real_redis, missing
+from soak.chaos import plan, run
+from soak.chaos.application import DEAD, PARKED
 
 OPTIONS = run.Options(seconds=35, seed=7, workers=2, rate=150, stock=False)
 

@@ -25,10 +25,10 @@ from kafka_delivery_worker.embedded import MockKafka, free_port
 from kafka_delivery_worker.metrics import catalogue
 from kafka_delivery_worker.metrics.fleet import FleetCollector, registry
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from scenarios.watching import ALONE
 from scraping import Scraped, answers, exporter, ports, scrape
 from servers import OtherKafka, RealRedis, wait_until
 from stack import Stack, stack
+from watching import ALONE
 
 CARD = "4111-1111"
 DAY_MS = 86_400_000

@@ -17,9 +17,9 @@ import pytest
 from kafka_delivery import send
 from kafka_delivery_worker.cli.watch import OVER_S, Rates
 from kafka_delivery_worker.embedded import MockKafka, Valkey
-from scenarios.watching import ALONE
 from servers import wait_until
 from stack import BIN, Stack, stack
+from watching import ALONE
 
 
 class Screen:
