@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import redis
 from celery.result import AsyncResult
+from hypothesis import settings as profiles
 
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from servers import (
@@ -32,42 +34,37 @@ from servers import (
 )
 from stack import Stack, stack
 
-SLOW = (
-    "chaos/",
-    "integration/test_bench.py",
-    "integration/test_parked_many.py",
-    "integration/test_producer.py",
-    "integration/test_send_and_wait.py",
-    "scenarios/test_alerts.py",
-    "scenarios/test_another_broker.py",
-    "scenarios/test_breaker.py",
-    "scenarios/test_brokers_of_a_cluster.py",
-    "scenarios/test_chains.py",
-    "scenarios/test_dead_letters_for_others.py",
-    "scenarios/test_demo.py",
-    "scenarios/test_examples.py",
-    "scenarios/test_five_kinds.py",
-    "scenarios/test_holes_of_the_stock_transport.py",
-    "scenarios/test_in_flight.py",
-    "scenarios/test_leases.py",
-    "scenarios/test_missing_dead_letter_topic.py",
-    "scenarios/test_outage.py",
-    "scenarios/test_parking_room.py",
-    "scenarios/test_quickstarts.py",
-    "scenarios/test_redis_refuses.py",
-    "scenarios/test_redrive_for_real.py",
-    "scenarios/test_release.py",
-    "scenarios/test_stopping.py",
-    "scenarios/test_workers_come_and_go.py",
-)
-"""Long suites, which `make test-slow` runs."""
+HERE = Path(__file__).parent
+
+# Few examples by default and the library's usual number in CI; the same ones in each run, so that no run is luckier.
+profiles.register_profile("few", max_examples=15, deadline=None, derandomize=True, database=None)
+profiles.register_profile("ci", parent=profiles.get_profile("few"), max_examples=100)
+profiles.load_profile("ci" if os.environ.get("CI") == "true" else "few")
+
+# A shell ignores SIGINT for jobs in its background, as nohup does SIGHUP, and an ignored signal stays ignored in all
+# that these tests start. A handler does not outlive exec: with one that does nothing, children begin with the default.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+
+SERVERS = ("real_kafka", "real_rabbit")
+"""Fixtures that take seconds of a core to start: in a parallel run, one process serves the tests that need one."""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together in a parallel run what shares something, by `--dist loadgroup`.
+
+    A file of scenarios, since its tests share a worker; in the other tiers, tests on the same real server, or with
+    fixtures of their module.
+    """
     for item in items:
-        if str(item.path.relative_to(here)).startswith(SLOW):
-            item.add_marker("slow")
+        tier = item.path.relative_to(HERE).parts[0]
+        if tier in ("unit", "integration"):
+            shared = next((name for name in SERVERS if name in getattr(item, "fixturenames", ())), None)
+        else:
+            shared = item.path.name
+        if shared is not None:
+            item.add_marker(pytest.mark.xdist_group(shared))
 
 
 # A result that is collected after its Redis has gone fails to unsubscribe, at any moment. Where that is within a

@@ -299,7 +299,6 @@ def test_a_redis_that_hangs_does_not_hang_the_command(
 # -- Kafka
 
 
-@pytest.mark.slow
 def test_a_kafka_that_is_away_is_an_error_with_its_reason(redis_url: str) -> None:
     found = examined(redis_url, NOBODY)
     assert found.level("kafka", "Connection refused") == "error"
@@ -308,7 +307,6 @@ def test_a_kafka_that_is_away_is_an_error_with_its_reason(redis_url: str) -> Non
     assert found.seconds < 20
 
 
-@pytest.mark.slow
 def test_a_kafka_that_hangs_does_not_hang_the_command(redis_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are accepted, nobody ever answers
         found = examined(redis_url, f"127.0.0.1:{silent.getsockname()[1]}")
@@ -359,7 +357,6 @@ def test_a_mechanism_that_is_not_used_is_a_warning(redis_url: str, mock_kafka: M
     assert found.level("librdkafka") == "ok"
 
 
-@pytest.mark.slow
 @pytest.mark.real
 def test_a_password_that_kafka_refuses_is_an_error_and_is_not_shown(
     real_redis: RealRedis, real_kafka: RealKafka
@@ -515,7 +512,6 @@ def test_a_name_that_no_topic_can_have_is_an_error(redis_url: str, mock_kafka: M
     assert found.level("topic", "tttt' cannot be") == "error"
 
 
-@pytest.mark.slow
 def test_a_cluster_that_does_not_tell_its_settings_is_a_warning(redis_url: str, mock_kafka: MockKafka) -> None:
     mock_kafka.create_topic("orders")  # the mock does not answer the request for them
     found = examined(redis_url, mock_kafka.bootstrap_servers, "--topic", "orders")

@@ -380,7 +380,6 @@ def test_a_missing_server_fails_in_ci_only(
 
 
 @pytest.mark.real
-@pytest.mark.slow
 def test_kafka_keeps_what_it_confirmed_over_a_kill(real_kafka: RealKafka) -> None:
     real_kafka.create_topic("killed", 2)
     client = Client(real_kafka.bootstrap_servers, message_timeout_ms=60_000)

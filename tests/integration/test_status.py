@@ -128,7 +128,6 @@ def test_what_is_overdue_is_shown_as_late(delivery: Stack) -> None:
     assert re.search(r"the next is due +│ .*Z, \d+ s late", delivery.command("status").stdout)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["celery", "leased"])
 def test_what_workers_do_is_seen(delivery: Stack, topic: str, tmp_path: Path, transport: str) -> None:
     worker = delivery.worker(TRANSPORT=transport)

@@ -233,7 +233,6 @@ class TestOfTheWorld:
         found = trace(never, "--topic", topic, "--limit", "5", code=NOT_FOUND)
         assert found["records_not_read"] > 0
 
-    @pytest.mark.slow
     def test_it_is_refused_and_held(self, redis_client: redis.Redis, redis_url: str, mock_kafka: MockKafka) -> None:
         for name in ("orders", "orders-dlq"):
             mock_kafka.create_topic(name)

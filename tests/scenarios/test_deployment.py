@@ -408,7 +408,6 @@ def test_redis_takes_its_command_line(compose_redis: RealRedis, tmp_path: Path) 
     assert subprocess.run([shell, option, nobody], capture_output=True).returncode != 0
 
 
-@pytest.mark.slow
 @pytest.mark.real
 def test_kafka_takes_its_environment(compose_kafka: RealKafka) -> None:
     variables = services()["kafka"]["environment"]
@@ -438,7 +437,6 @@ def test_the_one_shot_service_makes_the_topics_again_and_again(
     run(command("topics"), container["topics"], tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.real
 def test_a_worker_delivers_is_healthy_and_stops(
     compose_kafka: RealKafka, container: dict[str, dict[str, str]], orders: str, tmp_path: Path

@@ -99,7 +99,6 @@ def test_what_is_refused_is_told_whole_and_its_dead_letter_too(system: Stack, mo
     assert PAYLOAD not in str(events.all)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["plain", "celery"])
 def test_what_waits_for_kafka_is_deferred_and_not_retried(
     system: Stack, mock: MockKafka, events: Events, way: str

@@ -89,7 +89,6 @@ class TestParked:
         system.wait_empty()
         assert sent.id not in system.ids(TOPIC)
 
-    @pytest.mark.slow
     def test_expired_before_there_was_room_for_it(self, system: Stack, kafka_down: MockKafka) -> None:
         """It lay in the queue, or reserved in the worker, for longer than it was wanted."""
         in_front = send.delay(TOPIC, "in front")
@@ -243,7 +242,6 @@ class TestShown:
         assert PAYLOAD not in system.workers[0].log
 
 
-@pytest.mark.slow
 def test_a_running_send_is_ended_in_a_process_of_its_own(system: Stack, mock: MockKafka) -> None:
     """Last in this file: another worker, with prefork, takes over."""
     system.workers[0].stop()

@@ -64,7 +64,6 @@ def test_children_of_a_parent_with_a_client(system: Stack, tmp_path: Path) -> No
     assert worker.process.returncode == 0
 
 
-@pytest.mark.slow
 def test_a_child_that_dies_has_a_successor(system: Stack, tmp_path: Path) -> None:
     """What it was about to send comes back, and a process forked later sends it."""
     kafka = system.kafka

@@ -91,7 +91,6 @@ def test_every_line_is_an_object_with_fields(system: Stack, mock: MockKafka) -> 
     assert KEY not in worker.log
 
 
-@pytest.mark.slow
 def test_text_says_the_same(system: Stack, mock: MockKafka) -> None:
     worker = system.worker(*ALONE)
     ended = ways(system, mock)
@@ -103,7 +102,6 @@ def test_text_says_the_same(system: Stack, mock: MockKafka) -> None:
     assert KEY not in worker.log
 
 
-@pytest.mark.slow
 def test_of_successes_a_sample_is_logged_and_at_warning_none(system: Stack) -> None:
     for level, per_s in (("INFO", 1), ("WARNING", 0)):
         ready = level == "INFO"  # else it does not say so

@@ -27,7 +27,6 @@ RECORDS, FLEET = "kafka_delivery_records_total", "kafka_delivery_fleet_records_t
 Account = dict[tuple[str, str], int]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_sums_over_all_workers_are_the_account_of_the_records(redis_url: str) -> None:
     with MockKafka() as kafka, stack(emptied(redis_url), kafka, METRICS_PORT=free_port()) as system:

@@ -164,7 +164,6 @@ def test_neither_ids_nor_all_is_an_error(system: Stack) -> None:
     assert len(system.parked()) == before
 
 
-@pytest.mark.slow
 def test_what_is_parked_again_at_once_is_not_taken_away(system: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker may park an item again before the command has taken the old one out of the store."""
     send.delay("missing-topic", PAYLOAD, message_id="again")

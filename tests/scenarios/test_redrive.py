@@ -112,7 +112,6 @@ def test_nothing_goes_twice_by_running_it_twice(system: Stack, topic: str) -> No
     assert redrive(system, topic)["delivered"] == 2
 
 
-@pytest.mark.slow
 def test_what_was_not_asked_for_goes_on_waiting(system: Stack, topic: str) -> None:
     """One offset per partition cannot say that every third is done; the lag says what the first of the rest is."""
     bury(system, topic, 60, error_class=lambda n: "Mine" if n % 3 == 0 else "Other")
@@ -200,7 +199,6 @@ def test_two_at_once(system: Stack, topic: str) -> None:
     assert redrive(system, topic)["delivered"] == 1
 
 
-@pytest.mark.slow
 def test_who_lost_the_lock_sends_nothing_more(system: Stack, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was stopped finds another run in its place. No outcome tells it so while a circuit is open."""
     bury(system, topic, 50)
@@ -276,7 +274,6 @@ def test_one_that_is_no_valid_record_stays_and_the_plan_says_why(system: Stack, 
     assert redrive(system, topic)["delivered"] == 1
 
 
-@pytest.mark.slow
 def test_the_circuit_of_the_topic_that_takes_them_is_waited_for(
     system: Stack, topic: str, names: Iterator[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,6 @@ def screen(system: Stack, *arguments: str) -> Iterator[Screen]:
         shown.process.wait()
 
 
-@pytest.mark.slow
 def test_it_shows_what_happens_survives_redis_and_ends_cleanly(mock_kafka: MockKafka) -> None:
     mock_kafka.create_topic("orders")
     with Valkey() as valkey, stack(valkey.url, mock_kafka) as system, screen(system, "status", "--watch") as shown:

@@ -27,7 +27,6 @@ print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
-@pytest.mark.acceptance
 @pytest.mark.real
 @pytest.mark.timeout(600)
 def test_two_hundred_thousand(tmp_path: Path) -> None:

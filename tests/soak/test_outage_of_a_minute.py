@@ -19,7 +19,6 @@ OUTAGE_S = 60
 RATE = 100  # sends a second
 
 
-@pytest.mark.acceptance
 @pytest.mark.real
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("message_timeout_ms", [120_000, 10_000], ids=["ridden out in librdkafka", "timing out"])

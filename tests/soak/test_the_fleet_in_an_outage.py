@@ -81,7 +81,6 @@ def arrived(kafka: RealKafka) -> Callable[[], int]:
     return count
 
 
-@pytest.mark.acceptance
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_three_minutes(tmp_path: Path) -> None:
@@ -142,7 +141,6 @@ def test_three_minutes(tmp_path: Path) -> None:
     assert rate[0] < max(rate) / 4, "the broker is not flooded at once"
 
 
-@pytest.mark.acceptance
 @pytest.mark.real
 @pytest.mark.timeout(600)
 def test_a_kafka_that_comes_and_goes(tmp_path: Path) -> None:

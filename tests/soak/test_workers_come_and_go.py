@@ -10,7 +10,6 @@ from servers import RealKafka, RealRedis
 DURATION_S = 120
 
 
-@pytest.mark.acceptance
 @pytest.mark.real
 @pytest.mark.timeout(600)
 def test_two_minutes(real_kafka: RealKafka, real_redis: RealRedis) -> None:

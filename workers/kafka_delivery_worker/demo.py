@@ -62,6 +62,10 @@ class Interrupted(Exception):
 class Signals:
     """Turns SIGINT, SIGTERM and SIGHUP into `Interrupted`, raised by `pause` only; a context manager.
 
+    SIGHUP stays ignored where this process was started so: that is what `nohup` asks for. SIGINT is taken in any case.
+    A shell ignores it for jobs in the background, CI systems are such shells, and Ctrl-C must still end the demo where
+    a terminal sends it.
+
     An exception raised by the handler itself could come between the start of a process and the note that it has to be
     stopped, or in the middle of stopping it.
     """
@@ -82,7 +86,7 @@ class Signals:
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
