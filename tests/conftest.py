@@ -20,6 +20,7 @@ import redis
 from celery.result import AsyncResult
 from hypothesis import settings as profiles
 
+from examples import ALL
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from servers import (
     KafkaLike,
@@ -37,8 +38,9 @@ from stack import Stack, stack
 HERE = Path(__file__).parent
 
 # Few examples by default and the library's usual number in CI; the same ones in each run, so that no run is luckier.
+# (A time limit for one example would be a bound on the machine.)
 profiles.register_profile("few", max_examples=15, deadline=None, derandomize=True, database=None)
-profiles.register_profile("ci", parent=profiles.get_profile("few"), max_examples=100)
+profiles.register_profile("ci", parent=profiles.get_profile("few"), max_examples=ALL)
 profiles.load_profile("ci" if os.environ.get("CI") == "true" else "few")
 
 # A shell ignores SIGINT for jobs in its background, as nohup does SIGHUP, and an ignored signal stays ignored in all

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from examples import examples
 from kafka_delivery import circuits
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker.breaker.rules import LocalCircuit, Rules
@@ -721,10 +722,7 @@ steps = st.lists(
 
 @given(history=steps)
 @hypothesis_settings(
-    # On an exact tie one rounds its percentage up and the other down, and no run is to draw one that others did not.
-    derandomize=True,
-    max_examples=300,
-    deadline=None,
+    max_examples=examples(300, least=60),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_one_process_by_itself_judges_as_the_fleet_does(redis_client: redis.Redis, history: list[Step]) -> None:

@@ -332,3 +332,14 @@ print(json.dumps([kafka_delivery.send.app.main, current_app.main, ours.conf.brok
             "kafka_delivery.dead_letter",
         ]
         assert all(".delay()" in text for text in found)
+
+
+def test_django_is_not_loaded_for_a_process_that_has_none() -> None:
+    script = """
+import sys
+sys.modules["django"] = None
+from kafka_delivery.encoding import to_json
+print(to_json({"a": [1]}).decode())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == '{"a":[1]}\n'

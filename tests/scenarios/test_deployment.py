@@ -8,34 +8,41 @@ Kafka's jar contains.
 from __future__ import annotations
 
 import base64
-import contextlib
-import functools
-import importlib.util
-import json
-import os
 import re
-import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import redis
-import yaml  # type: ignore[import-untyped]
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # re-exported
 
-from kafka_delivery.settings import ENV_PREFIX, Settings
-from kafka_delivery_worker.embedded import OrphanGuard, free_port
+from deployment import (
+    AUTH,
+    PROCFILE,
+    SEND,
+    START_S,
+    STOP_S,
+    command,
+    environment,
+    health_check,
+    last,
+    replaced,
+    run,
+    running,
+    seconds,
+    services,
+)
+from kafka_delivery.settings import Settings
+from kafka_delivery_worker.embedded import free_port
 from scraping import scrape
 from servers import (
     Consumed,
@@ -50,105 +57,6 @@ from servers import (
     wait_until,
 )
 
-ROOT = Path(__file__).parents[2]
-COMPOSE, DOCKERFILE, PROCFILE = ROOT / "docker-compose.yml", ROOT / "Dockerfile", ROOT / "Procfile"
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-AUTH = "me:secret"
-START_S, STOP_S = 30, 20
-
-SEND = "import sys; from kafka_delivery import send; send.delay(sys.argv[1], {'n': 1}, message_id=sys.argv[2])"
-
-
-# -- the files
-
-
-@functools.cache
-def compose() -> dict[str, Any]:
-    """The compose file, with its variables replaced as Compose does it."""
-    text = COMPOSE.read_text()
-    assert set(re.findall(r"(?<!\$)\$\{(\w+)", text)) == {"FLOWER_BASIC_AUTH"}
-    content: dict[str, Any] = yaml.safe_load(re.sub(r"(?<!\$)\$\{\w+:\?[^}]*\}", AUTH, text).replace("$$", "$"))
-    return content
-
-
-def services() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = compose()["services"]
-    return found
-
-
-def dockerfile() -> list[tuple[str, str]]:
-    """The instructions of the Dockerfile with their arguments, in order."""
-    lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")]
-    logical = re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
-    split = [line.split(None, 1) for line in logical if line]
-    return [(instruction, arguments) for instruction, arguments in split]
-
-
-def last(instruction: str) -> str:
-    return [arguments for name, arguments in dockerfile() if name == instruction][-1]
-
-
-def command(service: str) -> list[str]:
-    """What a container of the service runs."""
-    argv: list[str] = services()[service].get("command") or json.loads(last("CMD"))
-    return argv
-
-
-def health_check(service: str) -> list[str]:
-    kind, *argv = services()[service]["healthcheck"]["test"]
-    return ["/bin/sh", "-c", *argv] if kind == "CMD-SHELL" else argv
-
-
-def seconds(duration: str) -> int:
-    parts = re.findall(r"(\d+)([hms])", duration)
-    assert "".join(number + unit for number, unit in parts) == duration
-    return sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
-
-
-def replaced(text: str, ports: Mapping[str, int]) -> str:
-    """`text` with the places where containers find each other replaced by places on this machine."""
-    return re.sub(r"[\w.-]*:(\d{4,5})\b", lambda place: f"127.0.0.1:{ports[place[1]]}", text)
-
-
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment as a container would have it: nothing of ours in it but `variables`."""
-    foreign = re.compile(f"{ENV_PREFIX}|KAFKA_|CELERY_|FLOWER_|CLUSTER_ID|PORT$|PYTHONPATH$")
-    kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
-    return {**kept, "PATH": PATH, "PYTHONUNBUFFERED": "1", "HOSTNAME": socket.gethostname(), **variables}
-
-
-def run(argv: list[str], environ: Mapping[str, str], directory: Path, timeout: float = 60) -> str:
-    """Run to the end; return what it printed. AssertionError with that text if it failed."""
-    done = subprocess.run(
-        argv, env=environ, cwd=directory, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert done.returncode == 0, f"{shlex.join(argv)}\n{done.stdout}"
-    return done.stdout
-
-
-@contextlib.contextmanager
-def running(argv: list[str], environ: Mapping[str, str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in the background, which is gone afterwards; after a failure its output is shown."""
-    log = directory / "output.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            argv, env=environ, cwd=directory, stdout=output, stderr=output, start_new_session=True
-        )
-    guard = OrphanGuard(process.pid)
-    try:
-        yield process
-    except BaseException:
-        print(log.read_text(errors="replace")[-8000:])  # noqa: T201  # pytest shows it with the failure
-        raise
-    finally:
-        guard.release()
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
 
 def status(url: str, auth: str | None = None) -> int | None:
     """The HTTP status of a page; None if nobody answers."""
@@ -162,168 +70,6 @@ def status(url: str, auth: str | None = None) -> int | None:
         return error.code
     except OSError:
         return None
-
-
-# -- Dockerfile
-
-
-def test_the_dockerfile_passes_the_linter(tmp_path: Path) -> None:
-    if shutil.which("hadolint", path=PATH) is None:
-        missing("hadolint")
-    run(["hadolint", "--no-color", str(DOCKERFILE)], environment({}), tmp_path)
-
-
-def test_the_image_runs_without_root_and_gets_its_signals() -> None:
-    user = last("USER")
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user), "numbers, or an orchestrator cannot know that it is not root"
-    (made,) = [arguments for name, arguments in dockerfile() if name == "RUN" and "useradd" in arguments]
-    assert f"--uid {user.partition(':')[0]}" in made
-    assert f"--gid {user.partition(':')[2]}" in made
-    assert json.loads(last("CMD"))[0] == "celery", "the exec form"
-    assert not [name for name, _ in dockerfile() if name == "ENTRYPOINT"]
-    assert last("STOPSIGNAL") == "SIGTERM"
-    assert "PYTHONUNBUFFERED=1" in last("ENV").split()
-
-
-def test_the_build_context_is_what_the_dockerfile_copies() -> None:
-    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
-    assert ignored[0] == "*", "first everything is left out"
-    assert {line[1:] for line in ignored if line.startswith("!")} == {name for name, _ in copied()}
-
-
-def copied() -> Iterator[tuple[str, str]]:
-    """What the Dockerfile copies from the build context, and to where."""
-    for name, arguments in dockerfile():
-        if name == "COPY" and not arguments.startswith("--from="):
-            *sources, target = arguments.split()
-            for source in sources:
-                # Of a directory the content is copied; a file goes by its own name into a directory.
-                yield source, target + source if target.endswith("/") and (ROOT / source).is_file() else target
-
-
-def test_the_image_builds_a_whole_wheel_and_installs_it(tmp_path: Path) -> None:
-    """Both RUN instructions of the first stage are run as they are, in a copy of the build context."""
-    source, wheels, venv = (tmp_path / name for name in ("source", "wheels", "venv"))
-    source.mkdir()
-    for name, target in copied():
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, source / target)
-    build, install = (
-        re.sub(r"--mount=\S+\s+", "", arguments).replace("/wheels", str(wheels)).replace("/opt/venv", str(venv))
-        for name, arguments in dockerfile()
-        if name == "RUN" and "pip" in arguments
-    )
-    built = subprocess.run(
-        ["/bin/sh", "-c", build], env=environment({}), cwd=source, capture_output=True, text=True, timeout=120
-    )
-    if "No matching distribution found" in built.stdout + built.stderr:
-        missing("a package index that has hatchling")
-    assert built.returncode == 0, built.stderr
-
-    (wheel,) = wheels.iterdir()
-    with zipfile.ZipFile(wheel) as archive:
-        packed = set(archive.namelist())
-        (metadata,) = [archive.read(name).decode() for name in packed if name.endswith(".dist-info/METADATA")]
-    roots = (source / "tasks", source / "workers")
-    assert packed >= {str(file.relative_to(root)) for root in roots for file in root.rglob("*") if file.is_file()}
-    (extra,) = re.findall(r'"\$1\[(\w+)\]"', install)
-    assert f"Provides-Extra: {extra}\n" in metadata
-
-    # What the wheel depends on is here already: it is found where this Python finds it, after the wheel itself.
-    run(["/bin/sh", "-c", install], environment({"PIP_NO_DEPS": "1"}), source)
-    python = str(venv / "bin" / "python")
-    site = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], environment({}), tmp_path)
-    there = [path for path in sys.path if path.endswith("-packages")]
-    (Path(site.strip()) / "there.pth").write_text("\n".join(there))
-    empty = tmp_path / "app"
-    empty.mkdir()
-    where = "import kafka_delivery, kafka_delivery_worker as worker; print(kafka_delivery.__file__, worker.__file__)"
-    for path in run([python, "-c", where], environment({}), empty).split():
-        assert Path(path).is_relative_to(venv)
-    report = run([python, "-m", "celery", "-A", "kafka_delivery_worker", "report"], environment({}), empty)
-    assert "kafka_delivery_worker.consumer:Consumer" in report
-    assert "kafka-delivery" in run([str(venv / "bin" / "kafka-delivery"), "--version"], environment({}), empty)
-
-
-# -- docker-compose.yml, as a file
-
-
-def test_compose_follows_the_specification(tmp_path: Path) -> None:
-    if importlib.util.find_spec("check_jsonschema") is None:
-        missing("check-jsonschema")
-    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)]
-    run(check, environment({}), tmp_path)
-    assert "version" not in compose()
-
-
-def test_docker_compose_accepts_it_and_wants_a_password_for_flower(tmp_path: Path) -> None:
-    probe = ["docker", "compose", "version"]
-    if shutil.which("docker") is None or subprocess.run(probe, capture_output=True).returncode != 0:
-        pytest.skip("needs docker compose")
-    check = ["docker", "compose", "--env-file", "/dev/null", "-f", str(COMPOSE), "config", "--format", "json"]
-    config = json.loads(run(check, environment({"FLOWER_BASIC_AUTH": AUTH}), tmp_path))
-    assert set(config["services"]) == set(services())
-    for name, service in services().items():
-        assert config["services"][name].get("environment") == service.get("environment")
-    for nothing in ({}, {"FLOWER_BASIC_AUTH": ""}):
-        refused = subprocess.run(check, env=environment(nothing), cwd=tmp_path, capture_output=True, text=True)
-        assert refused.returncode != 0
-        assert "user:password" in refused.stderr
-
-
-def test_services_wait_for_services_that_can_be_waited_for() -> None:
-    for service in services().values():
-        for name, wait in service.get("depends_on", {}).items():
-            if wait["condition"] == "service_healthy":
-                assert "healthcheck" in services()[name]
-            else:
-                assert wait["condition"] == "service_completed_successfully"
-                assert services()[name]["restart"] == "no", "else it never completes"
-    assert set(services()["worker"]["depends_on"]) == {"kafka", "redis", "topics"}
-
-
-def test_ports_are_published_on_the_loopback_interface_only() -> None:
-    published = [port for service in services().values() for port in service.get("ports", [])]
-    assert len(published) == 4
-    for port in published:
-        assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port)
-
-
-def test_an_application_on_the_host_finds_the_servers_where_the_defaults_look() -> None:
-    defaults = Settings()
-    assert f"HOST://{defaults.bootstrap_servers}" in services()["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
-    for address, service in ((defaults.bootstrap_servers, "kafka"), (defaults.redis_url, "redis")):
-        (port,) = re.findall(r":(\d+)", address)
-        assert f"127.0.0.1:{port}:{port}" in services()[service]["ports"]
-
-
-def test_data_outlives_its_container() -> None:
-    assert services()["kafka"]["volumes"] == ["kafka-data:/var/lib/kafka/data"]
-    assert services()["kafka"]["environment"]["KAFKA_LOG_DIRS"] == "/var/lib/kafka/data"
-    assert services()["redis"]["volumes"] == ["redis-data:/data"]
-    assert set(compose()["volumes"]) == {"kafka-data", "redis-data"}
-
-
-def test_there_can_be_many_workers_and_each_may_stop_in_peace() -> None:
-    worker = services()["worker"]
-    assert not {"container_name", "ports", "hostname"} & set(worker)
-    settings = Settings.from_env(worker["environment"])
-    # Twice: the operation that hands a record back, and the one that acknowledges it in its old place.
-    handing_back = 2 * settings.worker_socket_timeout_s
-    assert seconds(worker["stop_grace_period"]) >= settings.shutdown_timeout_s + handing_back
-
-
-def test_settings_are_known_and_go_to_our_services_only() -> None:
-    ours = {name for name, service in services().items() if service.get("build") == "."}
-    assert ours == {"topics", "worker", "flower", "exporter"}
-    for name, service in services().items():
-        given = {variable for variable in service.get("environment", {}) if variable.startswith(ENV_PREFIX)}
-        if name in ours:
-            assert Settings.from_env(service["environment"]).bootstrap_servers == "kafka:19092"
-        else:
-            assert not given, "the image would make server properties of them"
 
 
 # -- docker-compose.yml, running: one Kafka, one Redis, and what runs beside them

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-APPLICATION = Path(__file__).parent.parent / "typing" / "application.py"
+APPLICATION = Path(__file__).parent / "application.py"
 
 
 def wrong_lines() -> set[int]:

@@ -18,6 +18,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from kombu.utils.json import dumps, loads
 
+from examples import examples
 from kafka_delivery import Record, settings
 from kafka_delivery.base import Refused, batch_from, record_from
 from kafka_delivery.dead_letters import dead_letter
@@ -25,8 +26,8 @@ from kafka_delivery.errors import InvalidRecordError
 from kafka_delivery.record import MAX_TIMESTAMP_MS
 from kafka_delivery.settings import Settings
 
-quick = profile(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-few = profile(quick, max_examples=25)
+quick = profile(max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
+few = profile(quick, max_examples=examples(25))
 
 CLUSTER = "default"
 SAYS_SO = "__type__"
