@@ -20,6 +20,7 @@ from typing import Any
 
 import redis
 
+import command_line
 from kafka_delivery import names, settings
 from kafka_delivery.celery_app import reload
 from kafka_delivery_worker.parking import Parked, ParkingStore
@@ -139,8 +140,14 @@ class Stack:
     def command(
         self, *arguments: str, check: bool = True, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run `kafka-delivery` with these arguments."""
-        done = subprocess.run(
+        """Run `kafka-delivery` with these arguments, in this process."""
+        done = command_line.run(arguments, self.env(), stdin)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def program(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `kafka-delivery` with these arguments, as a user does."""
+        return subprocess.run(
             [BIN / "kafka-delivery", *arguments],
             env=self.env(),
             capture_output=True,
@@ -148,8 +155,6 @@ class Stack:
             timeout=60,
             input=stdin,
         )
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
 
     def read(self, *topics: str) -> list[Consumed]:
         """What is in these topics now, by an independent consumer."""
