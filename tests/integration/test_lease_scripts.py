@@ -21,7 +21,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from kafka_delivery import names
 from kafka_delivery_worker.lease import CLAIM_BYTES, Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
-from servers import wait_until
+from servers import AnyRedis, wait_until
 
 QUEUE = "kafka-delivery"
 OTHER = "kafka-delivery-dlq"
@@ -61,7 +61,7 @@ class Worker:
     """A worker process as Redis sees it."""
 
     def __init__(self, client: redis.Redis, seconds: float = 30, prefix: str = "", max_bytes: int = 2**40) -> None:
-        self.client = client
+        self.client: AnyRedis = client
         self.lease = Lease(lambda: client, seconds, prefix, max_bytes)
 
     def claim(
@@ -120,12 +120,12 @@ def publish(client: redis.Redis, *messages: bytes, queue: str = QUEUE) -> list[b
     return list(messages)
 
 
-def queued(client: redis.Redis, queue: str = QUEUE) -> list[bytes]:
+def queued(client: AnyRedis, queue: str = QUEUE) -> list[bytes]:
     """What waits in a list, the next one first."""
     return list(reversed(client.lrange(queue, 0, -1)))
 
 
-def delayed(client: redis.Redis, queue: str = QUEUE) -> list[bytes]:
+def delayed(client: AnyRedis, queue: str = QUEUE) -> list[bytes]:
     return list(client.zrange(names.DELAYED + queue, 0, -1))
 
 
@@ -200,7 +200,7 @@ class TestWhatIsClaimed:
         assert worker.lease.room_for_bytes() == 5_000
         assert len(worker.claim(acks=first.tags).items) == len(first.items)
 
-    def test_a_prefix_of_all_keys_is_kept(self, client: redis.Redis) -> None:
+    def test_a_prefix_of_all_keys_is_kept(self, client: AnyRedis) -> None:
         sent = publish(client, message(1), message(2, eta=in_future(60).isoformat()), queue=f"x:{QUEUE}")
         worker = Worker(client, prefix="x:")
         assert worker.claim().items == sent[:1]
@@ -338,7 +338,7 @@ NOT_UNDERSTOOD = (
 
 class TestDelayed:
     @pytest.mark.parametrize("form", FUTURE)
-    def test_a_future_one_waits_in_the_delayed_set(self, client: redis.Redis, form: str) -> None:
+    def test_a_future_one_waits_in_the_delayed_set(self, client: AnyRedis, form: str) -> None:
         late, soon = publish(client, message(1, eta=FUTURE[form]()), message(2))
         worker = Worker(client)
         answer = worker.claim()
@@ -359,7 +359,7 @@ class TestDelayed:
         sent = publish(client, message(1, eta=eta), message(2))
         assert Worker(client).claim().items == sent
 
-    def test_the_days_of_a_long_time_are_counted_right(self, client: redis.Redis) -> None:
+    def test_the_days_of_a_long_time_are_counted_right(self, client: AnyRedis) -> None:
         days = [
             datetime(y, m, d, tzinfo=UTC)
             for y in (2096, 2099, 2100, 2101, 2400)
@@ -660,7 +660,7 @@ class TestDeaths:
         (parked,) = ParkingStore(client).list()
         assert parked.data["raw"].encode(errors="surrogateescape") == raw
 
-    def test_poison_is_parked_once_by_many(self, client: redis.Redis) -> None:
+    def test_poison_is_parked_once_by_many(self, client: AnyRedis) -> None:
         publish(client, message("poison"))
         killed(client, message("poison"), times=DEATHS)
         entry = client.lindex(names.POISON, 0)
@@ -753,7 +753,7 @@ def long_renewed(client: redis.Redis, since_ms: int = 600_000) -> None:
     client.hset(names.LEASE_CLOCK, mapping={"beat": at, "since": at - since_ms})
 
 
-def leases_pass(client: redis.Redis, ms: int) -> None:
+def leases_pass(client: AnyRedis, ms: int) -> None:
     """For leases, and for who has been renewing them, so much time goes by."""
     for name in ("beat", "since"):
         client.hincrby(names.LEASE_CLOCK, name, -ms)

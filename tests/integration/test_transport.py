@@ -44,7 +44,7 @@ from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.lease import Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
 from kafka_delivery_worker.producer import Outgoing, Report
-from servers import wait_until
+from servers import AnyRedis, wait_until
 from stack import stack
 from watching import other_worker
 
@@ -329,11 +329,11 @@ def publish(client: redis.Redis, *names: str, queue: str = QUEUE) -> list[bytes]
     return sent
 
 
-def queued(client: redis.Redis, queue: str = QUEUE) -> list[bytes]:
+def queued(client: AnyRedis, queue: str = QUEUE) -> list[bytes]:
     return list(reversed(client.lrange(queue, 0, -1)))
 
 
-def held(client: redis.Redis) -> list[bytes]:
+def held(client: AnyRedis) -> list[bytes]:
     return [item for key in client.scan_iter(HELD + "*") for item in client.hvals(key)]
 
 
