@@ -15,7 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
-from kafka_delivery_worker.breaker import LOCAL, MAX_TOPICS, REDIS_TIMEOUT_S, Breaker, Probe
+from kafka_delivery_worker.breaker import MAX_TOPICS, REDIS_TIMEOUT_S, Breaker, Probe
+from kafka_delivery_worker.breaker.outcomes import LOCAL
 from kafka_delivery_worker.breaker.rules import Rules
 from kafka_delivery_worker.breaker.silence import Silences
 from kafka_delivery_worker.breaker.store import CircuitStore, View

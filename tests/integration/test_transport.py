@@ -40,6 +40,7 @@ from kafka_delivery import app, base, celery_app, dead_letter, names, send, send
 from kafka_delivery.delivery import BatchResult
 from kafka_delivery.names import GATE, HELD
 from kafka_delivery_worker import batch_lane, breaker, consumer, lane, pool, request, transport
+from kafka_delivery_worker.breaker.outcomes import LOCAL
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.lease import Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
@@ -630,7 +631,7 @@ class TestRoom:
         broker.turn(lambda: len(broker.got) == 10)
         broker.rest(0.3)
         without_ticks(monkeypatch)  # they would take it back
-        monkeypatch.setattr(breaker.current()._probes, "granted", breaker.Probe(breaker.LOCAL, "token"))
+        monkeypatch.setattr(breaker.current()._probes, "granted", breaker.Probe(LOCAL, "token"))
         broker.turn(lambda: len(broker.got) == 11, 2)
         assert broker.got[-1].headers[names.PROBE] == "local|token"
         broker.rest(0.3)
@@ -935,7 +936,7 @@ class TestPool:
         monkeypatch.setattr(pool, "process_lease", lambda: lease)
         made = Producer()
         worker = SimpleNamespace(producer=made, breaker=SimpleNamespace(shut=False, stuck=0))
-        monkeypatch.setattr(pool.engine, "current", lambda: worker)
+        monkeypatch.setattr("kafka_delivery_worker.engine.current", lambda: worker)
         return made
 
     @pytest.fixture
@@ -1235,8 +1236,12 @@ class TestLane:
         self, ours: lane.Lane, sent: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The pool knows only the lanes of the connection that it has."""
-        monkeypatch.setattr(lane.engine, "current", lambda: SimpleNamespace(**vars(ours._engine), breaker=None))
-        monkeypatch.setattr(lane.stock, "default", lambda *_: "strategy")
+
+        def current() -> SimpleNamespace:
+            return SimpleNamespace(**vars(ours._engine), breaker=None)
+
+        monkeypatch.setattr("kafka_delivery_worker.engine.current", current)
+        monkeypatch.setattr("celery.worker.strategy.default", lambda *_: "strategy")
         ours.pool.lanes = {}
         consumer_ = SimpleNamespace(pool=ours.pool, hostname="", event_dispatcher=None)
         for kind in (lane.Lane, batch_lane.BatchLane):
