@@ -350,9 +350,16 @@ class TestAsking:
         self, broker: Broker, lease: Lease, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[str] = []
+
+        def noted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                calls.append(name)
+                return original(*args, **kwargs)
+
+            return call
+
         for owner, name in ((lease, "reconcile"), (lease, "start"), (broker.channel, "_claim")):
-            original = getattr(owner, name)
-            monkeypatch.setattr(owner, name, lambda *a, o=original, n=name, **k: (calls.append(n), o(*a, **k))[1])
+            monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
         publish(redis_client, "one")
         broker.turn(lambda: broker.got)
         assert calls[:3] == ["reconcile", "start", "_claim"]
@@ -385,7 +392,12 @@ class TestAsking:
         asked: list[tuple[Any, ...]] = []
         ask = broker.channel._ask
         broker.turn(lambda: broker.channel._asked == "wait")
-        monkeypatch.setattr(broker.channel, "_ask", lambda *question: (asked.append(question), ask(*question)))
+
+        def noted(*question: Any) -> None:
+            asked.append(question)
+            ask(*question)
+
+        monkeypatch.setattr(broker.channel, "_ask", noted)
         started = time.monotonic()
         broker.turn(lambda: len(asked) >= 10)
         # The wait that was under way and four more have ended; the fifth has been asked for.
@@ -458,7 +470,12 @@ class TestAnswers:
     ) -> None:
         under_way: list[str] = []
         publish(redis_client, *(str(n) for n in range(600)))
-        broker.on_message = lambda message: (broker.got.append(message), under_way.append(broker.channel._asked))[0]
+
+        def taken(message: Any) -> None:
+            broker.got.append(message)
+            under_way.append(broker.channel._asked)
+
+        broker.on_message = taken
         broker.turn(lambda: len(broker.got) == 600)
         assert set(under_way[:500]) == {"claim"}
         assert broker.names == [str(n) for n in range(600)]
@@ -481,7 +498,12 @@ class TestAnswers:
         redis_client.config_set("maxmemory", "1mb")
         try:
             broker = Broker(redis_url, (QUEUE, OTHER))
-            broker.on_message = lambda message: (broker.got.append(message), message.ack())[0]
+
+            def taken(message: Any) -> None:
+                broker.got.append(message)
+                message.ack()
+
+            broker.on_message = taken
             broker.turn(lambda: len(broker.got) == 3000)
             starts = redis_client.info("stats")["total_connections_received"]
             broker.rest(1)  # with an empty queue, and still no memory for others
@@ -960,7 +982,12 @@ class TestPool:
         """However many wake it, of whatever thread, and however often a connection broke."""
         laters: list[float] = []
         later = hub.call_later
-        hub.call_later = lambda delay, *args: (laters.append(delay), later(delay, *args))[1]
+
+        def call_later(delay: float, *args: Any) -> Any:
+            laters.append(delay)
+            return later(delay, *args)
+
+        hub.call_later = call_later
         reported: list[Report] = []
 
         def report(_: str, one: Report) -> None:
