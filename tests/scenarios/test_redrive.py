@@ -29,7 +29,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]  # re-exported, not marked so
+from confluent_kafka.admin import AdminClient
 
 from kafka_delivery import Record, app, send
 from kafka_delivery.dead_letters import reason
