@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.retry import Retry
 
 from kafka_delivery import names
 from kafka_delivery_worker.lease import CLAIM_BYTES, Lease, Settling, script
@@ -129,6 +131,13 @@ def delayed(client: AnyRedis, queue: str = QUEUE) -> list[bytes]:
     return list(client.zrange(names.DELAYED + queue, 0, -1))
 
 
+def ends(client: redis.Redis, owner: str) -> float:
+    """When a lease is over, in milliseconds."""
+    score = client.zscore(names.LEASES, owner)
+    assert score is not None
+    return score
+
+
 def delayed_pass(client: redis.Redis, ms: int) -> None:
     """For what is delayed, so much time goes by."""
     for item in delayed(client):
@@ -158,7 +167,7 @@ class TestWhatIsClaimed:
         assert client.hgetall(worker.lease.held_key) == dict(zip(answer.tags, here + there, strict=True))
         assert [tag.partition(b":")[2].decode() for tag in answer.tags] == [QUEUE, QUEUE, OTHER]
         assert client.llen(QUEUE) == client.llen(OTHER) == 0
-        assert before + 30_000 <= client.zscore(names.LEASES, worker.lease.owner) <= after + 30_000
+        assert before + 30_000 <= ends(client, worker.lease.owner) <= after + 30_000
 
     def test_no_more_than_there_is_room_for(self, client: redis.Redis) -> None:
         sent = publish(client, *(message(n) for n in range(120)))
@@ -241,9 +250,10 @@ class TestWhatIsSettled:
         publish(client, message(1))
         worker = Worker(client)
         tags = worker.claim(1).tags
-        worker.claim(0, **{what: tags})
+        settled: dict[str, Any] = {what: tags}
+        worker.claim(0, **settled)
         after = queued(client)
-        worker.claim(0, **{what: tags})
+        worker.claim(0, **settled)
         worker.claim(0, acks=tags, returns=tags)
         assert queued(client) == after
         assert worker.holds == []
@@ -254,7 +264,7 @@ class TestWhatIsSettled:
         done, back = (tag.decode() for tag in worker.claim(2).tags)
         worker.lease.settled(done)
         worker.lease.returned(back)
-        worker.lease._redis = redis.Redis(port=1, socket_connect_timeout=0.1, retry=None)
+        worker.lease._redis = redis.Redis(port=1, socket_connect_timeout=0.1, retry=Retry(NoBackoff(), 0))
         with pytest.raises(redis.ConnectionError):
             worker.lease.flush()
         worker.lease._redis = client
@@ -321,7 +331,7 @@ FUTURE = {
     "+14:00": lambda: in_future(3600, timezone(timedelta(hours=14))).isoformat(),
 }
 
-PAST = {
+PAST: dict[str, Callable[[], str]] = {
     "past": lambda: in_future(-1).isoformat(),
     "+14:00": lambda: in_future(-1, timezone(timedelta(hours=14))).isoformat(),
     "-12:00": lambda: in_future(-1, timezone(timedelta(hours=-12))).isoformat(),
@@ -481,7 +491,7 @@ class TestPutOff:
         worker = Worker(client)
         (tag,) = worker.claim().tags
         worker.lease.put_off(tag.decode(), 60)
-        worker.lease._redis = redis.Redis(port=1, socket_connect_timeout=0.1, retry=None)
+        worker.lease._redis = redis.Redis(port=1, socket_connect_timeout=0.1, retry=Retry(NoBackoff(), 0))
         with pytest.raises(redis.ConnectionError):
             worker.lease.flush()
         worker.lease._redis = client
@@ -916,7 +926,7 @@ class TestRenewal:
         before = now(client)
         assert living.lease.renew().over == 1
         assert queued(client) == sent
-        assert before + 30_000 <= client.zscore(names.LEASES, living.lease.owner) <= now(client) + 30_000
+        assert before + 30_000 <= ends(client, living.lease.owner) <= now(client) + 30_000
 
     def test_without_renewals_for_a_while_no_lease_is_called_over(self, client: redis.Redis) -> None:
         """Redis was down, or hung: those who hold something could not renew, and may be alive."""
@@ -1004,7 +1014,7 @@ class TestRenewal:
         client.zadd(names.LEASES, {dead.lease.owner: now(client) + 30 * 86_400_000})
         long_renewed(client)
         living.lease.renew()
-        assert client.zscore(names.LEASES, dead.lease.owner) <= now(client) + 30_000
+        assert ends(client, dead.lease.owner) <= now(client) + 30_000
 
     def test_leases_of_another_length_are_left_alone(self, client: redis.Redis) -> None:
         """A setting is changed worker by worker."""
@@ -1012,7 +1022,7 @@ class TestRenewal:
         long.lease.renew()
         long_renewed(client)
         short.lease.renew()
-        assert client.zscore(names.LEASES, long.lease.owner) > now(client) + 100_000
+        assert ends(client, long.lease.owner) > now(client) + 100_000
 
     def test_whatever_fails_the_renewing_goes_on(
         self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -1119,7 +1129,8 @@ class TestRefusals:
         client.config_set(setting, 1)
         try:
             before = everything(client)
-            for settled in ({}, {"acks": tags}, {"returns": tags}):
+            ways: list[dict[str, Any]] = [{}, {"acks": tags}, {"returns": tags}]
+            for settled in ways:
                 with pytest.raises(ResponseError, match="NOREPLICAS"):
                     worker.claim(**settled)
             assert everything(client) == before

@@ -168,7 +168,7 @@ class TestCelerysWay:
         """It knows which task it came from, and of which chain of tasks it is a part."""
         users = celery.Celery("users", broker="memory://", set_as_current=False)
 
-        @users.task(name="users.task")
+        @users.task(name="users.task")  # type: ignore[untyped-decorator]  # Celery has no types
         def task() -> str:
             return send.delay("orders", "v").id
 

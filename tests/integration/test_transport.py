@@ -145,7 +145,7 @@ OF_CALLERS = {
     "_AnnouncedEvents.send": "self type blind= utcoffset= retry= retry_policy= Event= **fields",
 }
 
-STANDS_FOR = {lane._AnnouncedEvents: EventDispatcher}
+STANDS_FOR: dict[type, type] = {lane._AnnouncedEvents: EventDispatcher}
 """What is handed to Celery in the place of its own, and is not derived from it."""
 
 CLASSES = {
@@ -191,7 +191,7 @@ def upstream(ours: type, name: str) -> Any:
 
 
 def parameters(method: Any) -> str:
-    marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    marks: dict[int, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     function = method.fget if isinstance(method, property) else method
     if not callable(function):
         return ""
