@@ -10,4 +10,4 @@ ALL = 100
 
 def examples(full: int, least: int = 10) -> int:
     """Return the number of examples for a test that draws `full` of them in CI, and never fewer than `least`."""
-    return max(least, full * settings.default.max_examples // ALL)
+    return max(least, full * settings().max_examples // ALL)

@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol, Self
+from typing import IO, Any, NoReturn, Protocol, Self, TypeAlias
 
 import amqp
 import redis
@@ -49,6 +49,9 @@ _HOST = "127.0.0.1"
 _FILES = Path(__file__).parent / "kafka"
 _CACHE = Path(__file__).parent.parent / ".cache" / f"kafka-{KAFKA_VERSION}"
 _QUIET = {"log_level": 0, "reconnect.backoff.max.ms": 200}
+
+AnyRedis: TypeAlias = Any
+"""A `redis.Redis` whose answers are known to be bytes. Its own types leave it open whether they are bytes or text."""
 
 
 def missing(what: str) -> NoReturn:

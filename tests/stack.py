@@ -24,7 +24,7 @@ import command_line
 from kafka_delivery import names, settings
 from kafka_delivery.celery_app import reload
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from servers import Consumed, KafkaLike, read_all, wait_until
+from servers import AnyRedis, Consumed, KafkaLike, read_all, wait_until
 
 BIN = Path(sys.executable).parent
 
@@ -104,7 +104,7 @@ class Stack:
 
     def __init__(self, redis_url: str, kafka: KafkaLike, changes: Mapping[str, Any]) -> None:
         self.kafka = kafka
-        self.redis = redis.Redis.from_url(redis_url, socket_timeout=5)
+        self.redis: AnyRedis = redis.Redis.from_url(redis_url, socket_timeout=5)
         self.settings = {
             "REDIS_URL": redis_url,
             "BOOTSTRAP_SERVERS": kafka.bootstrap_servers,

@@ -21,7 +21,7 @@ def run_tests(folder: Path, *arguments: str, env: Mapping[str, str] = {}, **file
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder)} | env,
+        env={**os.environ, "PYTHONPATH": str(folder), **env},
         capture_output=True,
         text=True,
         timeout=60,

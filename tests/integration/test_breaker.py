@@ -15,7 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
-from kafka_delivery_worker.breaker import LOCAL, MAX_TOPICS, REDIS_TIMEOUT_S, Breaker, Probe
+from kafka_delivery_worker.breaker import MAX_TOPICS, REDIS_TIMEOUT_S, Breaker, Probe
+from kafka_delivery_worker.breaker.outcomes import LOCAL
 from kafka_delivery_worker.breaker.rules import Rules
 from kafka_delivery_worker.breaker.silence import Silences
 from kafka_delivery_worker.breaker.store import CircuitStore, View
@@ -617,7 +618,9 @@ class TestProbesThatAreNone:
         assert one.breaker.admission("orders", probe.mark, released=True) == probe, "there is no other"
         assert one.breaker.admission("others", probe.mark) == probe
 
-    def test_an_answer_that_was_lost_is_asked_for_again_with_the_same_token(self, one: Process) -> None:
+    def test_an_answer_that_was_lost_is_asked_for_again_with_the_same_token(
+        self, one: Process, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         one.fails(DOWN, RULES.threshold)
         admit = one.breaker._store.admit
 
@@ -625,10 +628,10 @@ class TestProbesThatAreNone:
             admit(*arguments)
             raise RedisConnectionError("the answer was lost")
 
-        one.breaker._store.admit = lost  # type: ignore[method-assign]
-        one.passes(6)
-        assert one.breaker.take_probe() is None
-        one.breaker._store.admit = admit  # type: ignore[method-assign]
+        with monkeypatch.context() as patch:
+            patch.setattr(one.breaker._store, "admit", lost)
+            one.passes(6)
+            assert one.breaker.take_probe() is None
         one.breaker.tick()
         assert one.breaker.take_probe() is not None
 

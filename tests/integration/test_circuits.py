@@ -22,6 +22,7 @@ from kafka_delivery import circuits
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker.breaker.rules import LocalCircuit, Rules
 from kafka_delivery_worker.breaker.store import CircuitStore, Counted, View, source
+from servers import AnyRedis
 
 CLUSTER = "cluster"
 TOPIC = "topic:orders"
@@ -99,7 +100,7 @@ class Worker:
         return self.store.settle(scope, token, outcome, "a probe failed")
 
 
-def passes(client: redis.Redis, ms: int) -> None:
+def passes(client: AnyRedis, ms: int) -> None:
     """So much time goes by."""
     for key in client.scan_iter(BASE + "*"):
         kind = key.rpartition(b":")[2]
@@ -117,7 +118,7 @@ def passes(client: redis.Redis, ms: int) -> None:
                 client.zincrby(key, -ms, member)
 
 
-def _age_window(client: redis.Redis, key: bytes, ms: int) -> None:
+def _age_window(client: AnyRedis, key: bytes, ms: int) -> None:
     assert ms % 1000 == 0, "a bucket is a second"
     buckets = [value.split(b"|") for value in client.hvals(key)]
     client.delete(key)
@@ -615,7 +616,7 @@ class TestForcing:
 class TestGate:
     """What a claim reads."""
 
-    def read(self, client: redis.Redis) -> tuple[str, int]:
+    def read(self, client: AnyRedis) -> tuple[str, int]:
         shut, ramp_at = client.hmget(BASE + "cluster:st", "shut", "ramp_at")
         return str(shut, "ascii"), int(float(ramp_at))
 
@@ -655,7 +656,7 @@ class TestViews:
     def test_nothing_known_is_closed(self, client: redis.Redis) -> None:
         assert self.read(client) == [circuits.Circuit(CLUSTER, "closed")]
 
-    def test_an_open_one_says_when_to_look_again_and_why(self, client: redis.Redis) -> None:
+    def test_an_open_one_says_when_to_look_again_and_why(self, client: AnyRedis) -> None:
         opened(client, "w1", SLOW)
         before = _now_ms(client)
         (seen,) = self.read(client)
@@ -678,7 +679,7 @@ class TestViews:
         passes(client, 61_000)
         assert self.read(client)[0].forced == ""
 
-    def test_all_keys_lie_in_one_slot(self, client: redis.Redis) -> None:
+    def test_all_keys_lie_in_one_slot(self, client: AnyRedis) -> None:
         worker = Worker(client)
         for _ in range(RULES.threshold):
             worker.says(ok=1, topic=(0, 5))

@@ -61,7 +61,9 @@ def test_a_partition_is_forgotten_alone(client: RedisClient) -> None:
 
 def test_one_runs_and_the_other_is_told_who(client: RedisClient) -> None:
     """Sixteen want it at the same moment."""
-    barrier, won, refused = threading.Barrier(16), [], []
+    barrier = threading.Barrier(16)
+    won: list[RunLock] = []
+    refused: list[str] = []
 
     def want() -> None:
         lock = RunLock(client, TOPIC)

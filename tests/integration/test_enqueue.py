@@ -345,7 +345,8 @@ class TestResult:
         assert send.apply_async(("orders", "v"), task_id="mine").id == "mine"
 
     def test_of_a_send_that_wants_none_is_none_at_once(self, application: Stack) -> None:
-        for result in (send.apply_async(("orders", "v"), countdown=1), send.delay("orders", "v")):
+        results: list[Any] = [send.apply_async(("orders", "v"), countdown=1), send.delay("orders", "v")]
+        for result in results:
             assert result.ignored
             assert result.get(timeout=2) is None
 

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.retry import Retry
 
 from kafka_delivery import names
 from kafka_delivery_worker.lease import CLAIM_BYTES, Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
-from servers import wait_until
+from servers import AnyRedis, wait_until
 
 QUEUE = "kafka-delivery"
 OTHER = "kafka-delivery-dlq"
@@ -61,7 +63,7 @@ class Worker:
     """A worker process as Redis sees it."""
 
     def __init__(self, client: redis.Redis, seconds: float = 30, prefix: str = "", max_bytes: int = 2**40) -> None:
-        self.client = client
+        self.client: AnyRedis = client
         self.lease = Lease(lambda: client, seconds, prefix, max_bytes)
 
     def claim(
@@ -120,13 +122,20 @@ def publish(client: redis.Redis, *messages: bytes, queue: str = QUEUE) -> list[b
     return list(messages)
 
 
-def queued(client: redis.Redis, queue: str = QUEUE) -> list[bytes]:
+def queued(client: AnyRedis, queue: str = QUEUE) -> list[bytes]:
     """What waits in a list, the next one first."""
     return list(reversed(client.lrange(queue, 0, -1)))
 
 
-def delayed(client: redis.Redis, queue: str = QUEUE) -> list[bytes]:
+def delayed(client: AnyRedis, queue: str = QUEUE) -> list[bytes]:
     return list(client.zrange(names.DELAYED + queue, 0, -1))
+
+
+def ends(client: redis.Redis, owner: str) -> float:
+    """When a lease is over, in milliseconds."""
+    score = client.zscore(names.LEASES, owner)
+    assert score is not None
+    return score
 
 
 def delayed_pass(client: redis.Redis, ms: int) -> None:
@@ -158,7 +167,7 @@ class TestWhatIsClaimed:
         assert client.hgetall(worker.lease.held_key) == dict(zip(answer.tags, here + there, strict=True))
         assert [tag.partition(b":")[2].decode() for tag in answer.tags] == [QUEUE, QUEUE, OTHER]
         assert client.llen(QUEUE) == client.llen(OTHER) == 0
-        assert before + 30_000 <= client.zscore(names.LEASES, worker.lease.owner) <= after + 30_000
+        assert before + 30_000 <= ends(client, worker.lease.owner) <= after + 30_000
 
     def test_no_more_than_there_is_room_for(self, client: redis.Redis) -> None:
         sent = publish(client, *(message(n) for n in range(120)))
@@ -200,7 +209,7 @@ class TestWhatIsClaimed:
         assert worker.lease.room_for_bytes() == 5_000
         assert len(worker.claim(acks=first.tags).items) == len(first.items)
 
-    def test_a_prefix_of_all_keys_is_kept(self, client: redis.Redis) -> None:
+    def test_a_prefix_of_all_keys_is_kept(self, client: AnyRedis) -> None:
         sent = publish(client, message(1), message(2, eta=in_future(60).isoformat()), queue=f"x:{QUEUE}")
         worker = Worker(client, prefix="x:")
         assert worker.claim().items == sent[:1]
@@ -241,9 +250,10 @@ class TestWhatIsSettled:
         publish(client, message(1))
         worker = Worker(client)
         tags = worker.claim(1).tags
-        worker.claim(0, **{what: tags})
+        settled: dict[str, Any] = {what: tags}
+        worker.claim(0, **settled)
         after = queued(client)
-        worker.claim(0, **{what: tags})
+        worker.claim(0, **settled)
         worker.claim(0, acks=tags, returns=tags)
         assert queued(client) == after
         assert worker.holds == []
@@ -254,7 +264,7 @@ class TestWhatIsSettled:
         done, back = (tag.decode() for tag in worker.claim(2).tags)
         worker.lease.settled(done)
         worker.lease.returned(back)
-        worker.lease._redis = redis.Redis(port=1, socket_connect_timeout=0.1, retry=None)
+        worker.lease._redis = redis.Redis(port=1, socket_connect_timeout=0.1, retry=Retry(NoBackoff(), 0))
         with pytest.raises(redis.ConnectionError):
             worker.lease.flush()
         worker.lease._redis = client
@@ -321,7 +331,7 @@ FUTURE = {
     "+14:00": lambda: in_future(3600, timezone(timedelta(hours=14))).isoformat(),
 }
 
-PAST = {
+PAST: dict[str, Callable[[], str]] = {
     "past": lambda: in_future(-1).isoformat(),
     "+14:00": lambda: in_future(-1, timezone(timedelta(hours=14))).isoformat(),
     "-12:00": lambda: in_future(-1, timezone(timedelta(hours=-12))).isoformat(),
@@ -338,7 +348,7 @@ NOT_UNDERSTOOD = (
 
 class TestDelayed:
     @pytest.mark.parametrize("form", FUTURE)
-    def test_a_future_one_waits_in_the_delayed_set(self, client: redis.Redis, form: str) -> None:
+    def test_a_future_one_waits_in_the_delayed_set(self, client: AnyRedis, form: str) -> None:
         late, soon = publish(client, message(1, eta=FUTURE[form]()), message(2))
         worker = Worker(client)
         answer = worker.claim()
@@ -359,7 +369,7 @@ class TestDelayed:
         sent = publish(client, message(1, eta=eta), message(2))
         assert Worker(client).claim().items == sent
 
-    def test_the_days_of_a_long_time_are_counted_right(self, client: redis.Redis) -> None:
+    def test_the_days_of_a_long_time_are_counted_right(self, client: AnyRedis) -> None:
         days = [
             datetime(y, m, d, tzinfo=UTC)
             for y in (2096, 2099, 2100, 2101, 2400)
@@ -481,7 +491,7 @@ class TestPutOff:
         worker = Worker(client)
         (tag,) = worker.claim().tags
         worker.lease.put_off(tag.decode(), 60)
-        worker.lease._redis = redis.Redis(port=1, socket_connect_timeout=0.1, retry=None)
+        worker.lease._redis = redis.Redis(port=1, socket_connect_timeout=0.1, retry=Retry(NoBackoff(), 0))
         with pytest.raises(redis.ConnectionError):
             worker.lease.flush()
         worker.lease._redis = client
@@ -660,7 +670,7 @@ class TestDeaths:
         (parked,) = ParkingStore(client).list()
         assert parked.data["raw"].encode(errors="surrogateescape") == raw
 
-    def test_poison_is_parked_once_by_many(self, client: redis.Redis) -> None:
+    def test_poison_is_parked_once_by_many(self, client: AnyRedis) -> None:
         publish(client, message("poison"))
         killed(client, message("poison"), times=DEATHS)
         entry = client.lindex(names.POISON, 0)
@@ -753,7 +763,7 @@ def long_renewed(client: redis.Redis, since_ms: int = 600_000) -> None:
     client.hset(names.LEASE_CLOCK, mapping={"beat": at, "since": at - since_ms})
 
 
-def leases_pass(client: redis.Redis, ms: int) -> None:
+def leases_pass(client: AnyRedis, ms: int) -> None:
     """For leases, and for who has been renewing them, so much time goes by."""
     for name in ("beat", "since"):
         client.hincrby(names.LEASE_CLOCK, name, -ms)
@@ -916,7 +926,7 @@ class TestRenewal:
         before = now(client)
         assert living.lease.renew().over == 1
         assert queued(client) == sent
-        assert before + 30_000 <= client.zscore(names.LEASES, living.lease.owner) <= now(client) + 30_000
+        assert before + 30_000 <= ends(client, living.lease.owner) <= now(client) + 30_000
 
     def test_without_renewals_for_a_while_no_lease_is_called_over(self, client: redis.Redis) -> None:
         """Redis was down, or hung: those who hold something could not renew, and may be alive."""
@@ -1004,7 +1014,7 @@ class TestRenewal:
         client.zadd(names.LEASES, {dead.lease.owner: now(client) + 30 * 86_400_000})
         long_renewed(client)
         living.lease.renew()
-        assert client.zscore(names.LEASES, dead.lease.owner) <= now(client) + 30_000
+        assert ends(client, dead.lease.owner) <= now(client) + 30_000
 
     def test_leases_of_another_length_are_left_alone(self, client: redis.Redis) -> None:
         """A setting is changed worker by worker."""
@@ -1012,7 +1022,7 @@ class TestRenewal:
         long.lease.renew()
         long_renewed(client)
         short.lease.renew()
-        assert client.zscore(names.LEASES, long.lease.owner) > now(client) + 100_000
+        assert ends(client, long.lease.owner) > now(client) + 100_000
 
     def test_whatever_fails_the_renewing_goes_on(
         self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -1119,7 +1129,8 @@ class TestRefusals:
         client.config_set(setting, 1)
         try:
             before = everything(client)
-            for settled in ({}, {"acks": tags}, {"returns": tags}):
+            ways: list[dict[str, Any]] = [{}, {"acks": tags}, {"returns": tags}]
+            for settled in ways:
                 with pytest.raises(ResponseError, match="NOREPLICAS"):
                     worker.claim(**settled)
             assert everything(client) == before

@@ -33,6 +33,7 @@ from kafka_delivery import (
     RetriableError,
     app,
     asend_and_wait,
+    circuit,
     confirmation,
     outcomes,
     send,
@@ -200,13 +201,12 @@ class TestNoOutcome:
         self, wait: Wait, application: Stack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The caller still asks Redis for the circuit, to say why it takes so long."""
-        ask = confirmation.circuit
 
         def slow(topic: str) -> Circuit:
             if queued(application):
                 store("mine", place("mine"))
                 time.sleep(0.3)  # the listener hears it meanwhile
-            return ask(topic)
+            return circuit(topic)
 
         monkeypatch.setattr(confirmation, "circuit", slow)
         with pytest.raises(DeliveryTimeoutError):

@@ -15,7 +15,7 @@ import redis
 from celery import signals
 from celery.result import EagerResult
 
-from kafka_delivery import BulkEnqueueError, Record, app, base, dead_letter, send, send_many
+from kafka_delivery import BulkEnqueueError, Record, app, base, dead_letter, publisher, send, send_many
 from servers import OtherKafka
 from stack import Stack, stack
 from watching import watched_events
@@ -35,7 +35,7 @@ def application(redis_client: redis.Redis, redis_url: str) -> Iterator[Stack]:
 def short(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Task ids of messages that took the short way."""
     taken: list[str] = []
-    original = base.publish
+    original = publisher.publish
 
     def publish(app: Any, task: Any, queue: str, task_id: str, *rest: Any, **more: Any) -> None:
         taken.append(task_id)
@@ -168,7 +168,7 @@ class TestCelerysWay:
         """It knows which task it came from, and of which chain of tasks it is a part."""
         users = celery.Celery("users", broker="memory://", set_as_current=False)
 
-        @users.task(name="users.task")
+        @users.task(name="users.task")  # type: ignore[untyped-decorator]  # Celery has no types
         def task() -> str:
             return send.delay("orders", "v").id
 

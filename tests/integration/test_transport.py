@@ -40,11 +40,12 @@ from kafka_delivery import app, base, celery_app, dead_letter, names, send, send
 from kafka_delivery.delivery import BatchResult
 from kafka_delivery.names import GATE, HELD
 from kafka_delivery_worker import batch_lane, breaker, consumer, lane, pool, request, transport
+from kafka_delivery_worker.breaker.outcomes import LOCAL
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.lease import Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
 from kafka_delivery_worker.producer import Outgoing, Report
-from servers import wait_until
+from servers import AnyRedis, wait_until
 from stack import stack
 from watching import other_worker
 
@@ -144,7 +145,7 @@ OF_CALLERS = {
     "_AnnouncedEvents.send": "self type blind= utcoffset= retry= retry_policy= Event= **fields",
 }
 
-STANDS_FOR = {lane._AnnouncedEvents: EventDispatcher}
+STANDS_FOR: dict[type, type] = {lane._AnnouncedEvents: EventDispatcher}
 """What is handed to Celery in the place of its own, and is not derived from it."""
 
 CLASSES = {
@@ -190,7 +191,7 @@ def upstream(ours: type, name: str) -> Any:
 
 
 def parameters(method: Any) -> str:
-    marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    marks: dict[int, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     function = method.fget if isinstance(method, property) else method
     if not callable(function):
         return ""
@@ -329,11 +330,11 @@ def publish(client: redis.Redis, *names: str, queue: str = QUEUE) -> list[bytes]
     return sent
 
 
-def queued(client: redis.Redis, queue: str = QUEUE) -> list[bytes]:
+def queued(client: AnyRedis, queue: str = QUEUE) -> list[bytes]:
     return list(reversed(client.lrange(queue, 0, -1)))
 
 
-def held(client: redis.Redis) -> list[bytes]:
+def held(client: AnyRedis) -> list[bytes]:
     return [item for key in client.scan_iter(HELD + "*") for item in client.hvals(key)]
 
 
@@ -349,9 +350,16 @@ class TestAsking:
         self, broker: Broker, lease: Lease, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[str] = []
+
+        def noted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                calls.append(name)
+                return original(*args, **kwargs)
+
+            return call
+
         for owner, name in ((lease, "reconcile"), (lease, "start"), (broker.channel, "_claim")):
-            original = getattr(owner, name)
-            monkeypatch.setattr(owner, name, lambda *a, o=original, n=name, **k: (calls.append(n), o(*a, **k))[1])
+            monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
         publish(redis_client, "one")
         broker.turn(lambda: broker.got)
         assert calls[:3] == ["reconcile", "start", "_claim"]
@@ -384,7 +392,12 @@ class TestAsking:
         asked: list[tuple[Any, ...]] = []
         ask = broker.channel._ask
         broker.turn(lambda: broker.channel._asked == "wait")
-        monkeypatch.setattr(broker.channel, "_ask", lambda *question: (asked.append(question), ask(*question)))
+
+        def noted(*question: Any) -> None:
+            asked.append(question)
+            ask(*question)
+
+        monkeypatch.setattr(broker.channel, "_ask", noted)
         started = time.monotonic()
         broker.turn(lambda: len(asked) >= 10)
         # The wait that was under way and four more have ended; the fifth has been asked for.
@@ -457,7 +470,12 @@ class TestAnswers:
     ) -> None:
         under_way: list[str] = []
         publish(redis_client, *(str(n) for n in range(600)))
-        broker.on_message = lambda message: (broker.got.append(message), under_way.append(broker.channel._asked))[0]
+
+        def taken(message: Any) -> None:
+            broker.got.append(message)
+            under_way.append(broker.channel._asked)
+
+        broker.on_message = taken
         broker.turn(lambda: len(broker.got) == 600)
         assert set(under_way[:500]) == {"claim"}
         assert broker.names == [str(n) for n in range(600)]
@@ -480,7 +498,12 @@ class TestAnswers:
         redis_client.config_set("maxmemory", "1mb")
         try:
             broker = Broker(redis_url, (QUEUE, OTHER))
-            broker.on_message = lambda message: (broker.got.append(message), message.ack())[0]
+
+            def taken(message: Any) -> None:
+                broker.got.append(message)
+                message.ack()
+
+            broker.on_message = taken
             broker.turn(lambda: len(broker.got) == 3000)
             starts = redis_client.info("stats")["total_connections_received"]
             broker.rest(1)  # with an empty queue, and still no memory for others
@@ -630,7 +653,7 @@ class TestRoom:
         broker.turn(lambda: len(broker.got) == 10)
         broker.rest(0.3)
         without_ticks(monkeypatch)  # they would take it back
-        monkeypatch.setattr(breaker.current()._probes, "granted", breaker.Probe(breaker.LOCAL, "token"))
+        monkeypatch.setattr(breaker.current()._probes, "granted", breaker.Probe(LOCAL, "token"))
         broker.turn(lambda: len(broker.got) == 11, 2)
         assert broker.got[-1].headers[names.PROBE] == "local|token"
         broker.rest(0.3)
@@ -935,7 +958,7 @@ class TestPool:
         monkeypatch.setattr(pool, "process_lease", lambda: lease)
         made = Producer()
         worker = SimpleNamespace(producer=made, breaker=SimpleNamespace(shut=False, stuck=0))
-        monkeypatch.setattr(pool.engine, "current", lambda: worker)
+        monkeypatch.setattr("kafka_delivery_worker.engine.current", lambda: worker)
         return made
 
     @pytest.fixture
@@ -959,7 +982,12 @@ class TestPool:
         """However many wake it, of whatever thread, and however often a connection broke."""
         laters: list[float] = []
         later = hub.call_later
-        hub.call_later = lambda delay, *args: (laters.append(delay), later(delay, *args))[1]
+
+        def call_later(delay: float, *args: Any) -> Any:
+            laters.append(delay)
+            return later(delay, *args)
+
+        hub.call_later = call_later
         reported: list[Report] = []
 
         def report(_: str, one: Report) -> None:
@@ -1235,8 +1263,12 @@ class TestLane:
         self, ours: lane.Lane, sent: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The pool knows only the lanes of the connection that it has."""
-        monkeypatch.setattr(lane.engine, "current", lambda: SimpleNamespace(**vars(ours._engine), breaker=None))
-        monkeypatch.setattr(lane.stock, "default", lambda *_: "strategy")
+
+        def current() -> SimpleNamespace:
+            return SimpleNamespace(**vars(ours._engine), breaker=None)
+
+        monkeypatch.setattr("kafka_delivery_worker.engine.current", current)
+        monkeypatch.setattr("celery.worker.strategy.default", lambda *_: "strategy")
         ours.pool.lanes = {}
         consumer_ = SimpleNamespace(pool=ours.pool, hostname="", event_dispatcher=None)
         for kind in (lane.Lane, batch_lane.BatchLane):

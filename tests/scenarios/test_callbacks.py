@@ -146,7 +146,7 @@ def test_link_error_after_the_last_retry(system: Stack) -> None:
 def test_the_caller_finds_the_error_too(system: Stack) -> None:
     mock(system).fail_next(KafkaError.POLICY_VIOLATION)
     result = send.apply_async((TOPIC, PAYLOAD), ignore_result=False)
-    error = result.get(timeout=20, propagate=False)
+    error: Any = result.get(timeout=20, propagate=False)
     assert type(error).__name__ == "RejectedError"
     assert (error.code, error.name, error.message_id) == (
         KafkaError.POLICY_VIOLATION,

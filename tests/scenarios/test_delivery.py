@@ -11,6 +11,7 @@ from stack import Stack, message_id
 
 def test_a_record_arrives_as_it_was_given(delivery: Stack, topic: str) -> None:
     delivery.worker()
+    headers: list[tuple[str, str | bytes | None]]
     headers = [("a", "1"), ("b", b"\x00\xff"), ("a", None), ("message-id", "not mine")]
     moment = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
     sent = send.delay(topic, b"\x00\xffbytes", key="k\u00e9y", headers=headers, partition=2, timestamp=moment)

@@ -196,7 +196,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRedis]:
         yield server
 
 
-@pytest.fixture(scope="module", params=SHOPS.values(), ids=SHOPS)
+@pytest.fixture(scope="module", params=SHOPS.values(), ids=list(SHOPS))
 def shop(
     request: pytest.FixtureRequest, kafka: RealKafka, redis: RealRedis, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Open]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kafka_delivery import app, dead_letter, send, send_many
+from kafka_delivery.results import Result
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from servers import wait_until
@@ -169,6 +170,7 @@ class TestShown:
     @pytest.mark.parametrize("kind", ["plain send", "send with a result", "batch"])
     def test_inspect_active(self, system: Stack, kafka_down: MockKafka, kind: str) -> None:
         record = {"topic": TOPIC, "value": PAYLOAD, "key": PAYLOAD, "headers": {"h": PAYLOAD}}
+        sent: Result[Any]
         if kind == "batch":
             sent = send_many.delay([record])
         else:

@@ -23,7 +23,7 @@ from kafka_delivery import EnqueueError, dead_letter, send
 from kafka_delivery.names import GATE, LEASE_CLOCK
 from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka, OrphanGuard, Valkey, free_port
-from servers import RealRedis, have_real_redis, missing, valkey_binary, wait_until
+from servers import AnyRedis, RealRedis, have_real_redis, missing, valkey_binary, wait_until
 from stack import Stack, Worker, stack
 from watching import ALONE, OtherWorker, other_worker
 
@@ -468,7 +468,7 @@ class TestKindsOfRedis:
 
 
 @contextmanager
-def sentinel(directory: Path, master: int) -> Iterator[tuple[int, redis.Redis]]:
+def sentinel(directory: Path, master: int) -> Iterator[tuple[int, AnyRedis]]:
     """The port of one Sentinel, which watches a master and its replica, and a client of it."""
     port = free_port()
     configuration = directory / "sentinel.conf"
@@ -481,7 +481,7 @@ def sentinel(directory: Path, master: int) -> Iterator[tuple[int, redis.Redis]]:
     )
     guard = OrphanGuard(process.pid)
 
-    client = redis.Redis(port=port)
+    client: AnyRedis = redis.Redis(port=port)
 
     def knows() -> bool:
         with suppress(redis.RedisError):

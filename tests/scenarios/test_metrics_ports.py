@@ -99,7 +99,8 @@ def test_a_port_that_cannot_be_had_stops_no_records(delivery: Stack, topic: str,
         with suppress(OSError):  # whoever has it by now will do
             stranger.bind(("127.0.0.1", 65_535))
             stranger.listen()
-        worker = delivery.worker(*ALONE, **{"METRICS_PORT": free_port(), **change})
+        settings: dict[str, Any] = {"METRICS_PORT": free_port(), **change}
+        worker = delivery.worker(*ALONE, **settings)
         delivery.wait_for(topic, {send.delay(topic, "v").id})
     assert "metrics.not_served" in worker.log
 

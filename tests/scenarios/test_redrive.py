@@ -29,7 +29,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]  # re-exported, not marked so
+from confluent_kafka.admin import AdminClient
 
 from kafka_delivery import Record, app, send
 from kafka_delivery.dead_letters import reason
@@ -264,7 +264,7 @@ def test_one_that_is_no_valid_record_stays_and_the_plan_says_why(system: Stack, 
     """Another tool's may be larger than ours may be."""
     theirs = [("kafka_dlt-original-topic", topic.encode()), ("kafka_dlt-original-offset", b"\0" * 8)]
     produce(system, f"{topic}-dlq", [(b"v", None, theirs), (b"x" * 2_000, None, theirs)])
-    small = {"KAFKA_DELIVERY_MAX_RECORD_BYTES": "2000"}
+    small: dict[str, Any] = {"KAFKA_DELIVERY_MAX_RECORD_BYTES": "2000"}
     plan = json.loads(command(system, "redrive", topic, "--dry-run", "--json", **small).stdout)
     (why,) = plan["left"]
     assert (plan["send"], plan["left"][why]) == ({topic: 1}, 1)
@@ -288,7 +288,7 @@ def test_the_circuit_of_the_topic_that_takes_them_is_waited_for(
 
 def test_topics_that_share_a_dead_letter_topic_keep_apart(system: Stack, topic: str, names: Iterator[str]) -> None:
     other = next(names)
-    shared = {"KAFKA_DELIVERY_DEAD_LETTER_TOPICS": json.dumps({other: f"{topic}-dlq"})}
+    shared: dict[str, Any] = {"KAFKA_DELIVERY_DEAD_LETTER_TOPICS": json.dumps({other: f"{topic}-dlq"})}
     bury(system, topic, 2)
     bury(system, topic, 2, first=2, original=other)
     assert [one["topic"] for one in listed(system, topic, **shared)] == [topic] * 2
@@ -535,7 +535,7 @@ def redrive(system: Stack, topic: str, *arguments: str, fails: bool = False, **e
     return result
 
 
-def listed(system: Stack, topic: str, *arguments: str, **env: str) -> list[dict[str, Any]]:
+def listed(system: Stack, topic: str, *arguments: str, **env: Any) -> list[dict[str, Any]]:
     return [
         json.loads(line) for line in command(system, "list", topic, "--json", *arguments, **env).stdout.splitlines()
     ]
@@ -562,7 +562,7 @@ def waiting(system: Stack, topic: str) -> int:
 def lag(system: Stack, topic: str) -> int:
     """As Kafka's own tools say."""
     letters = f"{topic}-dlq"
-    servers = {"bootstrap.servers": system.kafka.bootstrap_servers}
+    servers: dict[str, Any] = {"bootstrap.servers": system.kafka.bootstrap_servers}
     group, partitions = f"kafka-delivery-redrive.{letters}", [TopicPartition(letters, n) for n in range(4)]
     admin = AdminClient(servers)
     asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, partitions)])

@@ -280,7 +280,7 @@ def peak_kib(system: Stack, *arguments: str) -> int:
         "done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)\n"
         "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
-    argv = [BIN / "python", "-c", code, BIN / "kafka-delivery", "dead-letters", *arguments]
+    argv = [str(BIN / "python"), "-c", code, str(BIN / "kafka-delivery"), "dead-letters", *arguments]
     done = subprocess.run(argv, env=system.env(), capture_output=True, text=True, timeout=170)
     returned, peak = done.stdout.split()
     assert returned == "0", done.stderr

@@ -110,7 +110,12 @@ def test_exhausted_retries_give_one_dead_letter_with_their_number(
     wait_until(lambda: events.types(sent.id).count("task-retried") == 2, 20, "two retries")
     # It is kept from its next attempt: that one is to fail too, and not to be the one that arrives.
     taken: list[tuple[bytes, float]] = []
-    wait_until(lambda: taken.extend(system.redis.zpopmin(DELAYED)) or taken, 5, "it to wait for its time")
+
+    def took() -> bool:
+        taken.extend(system.redis.zpopmin(DELAYED))
+        return bool(taken)
+
+    wait_until(took, 5, "it to wait for its time")
     ((item, due),) = taken
     events.wait_for(send.delay(TOPIC, "another").id, "task-succeeded")
     kafka.fail_next(PASSING, 2)  # MAX_RETRIES is 3 here

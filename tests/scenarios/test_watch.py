@@ -97,7 +97,7 @@ def test_where_there_is_no_terminal_it_says_so(delivery: Stack) -> None:
 
 
 def test_programs_get_a_line_a_second(delivery: Stack) -> None:
-    command = [BIN / "kafka-delivery", "status", "--watch", "--json"]
+    command = [str(BIN / "kafka-delivery"), "status", "--watch", "--json"]
     with subprocess.Popen(command, env=delivery.env(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]

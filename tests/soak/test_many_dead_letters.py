@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -50,9 +51,10 @@ def test_two_hundred_thousand(tmp_path: Path) -> None:
     assert many_kib < few_kib + 60 * 1024
 
 
-def _summary(system: Stack, topic: str) -> tuple[dict[str, object], float, int]:
+def _summary(system: Stack, topic: str) -> tuple[dict[str, Any], float, int]:
     """What it says, the seconds that it took, and the most memory that it had (KiB)."""
-    argv = [BIN / "python", "-c", MEASURED, BIN / "kafka-delivery", "dead-letters", "summary", topic, "--json"]
+    program = str(BIN / "kafka-delivery")
+    argv = [str(BIN / "python"), "-c", MEASURED, program, "dead-letters", "summary", topic, "--json"]
     started = time.monotonic()
     done = subprocess.run(argv, env=system.env(), capture_output=True, text=True, timeout=60)  # a minute: the promise
     seconds = time.monotonic() - started

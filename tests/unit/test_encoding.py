@@ -15,8 +15,8 @@ from enum import Enum, IntEnum, StrEnum
 from typing import Any
 
 import pytest
-from django.core.serializers.json import DjangoJSONEncoder  # type: ignore[import-untyped]
-from django.utils.functional import lazystr  # type: ignore[import-untyped]
+from django.core.serializers.json import DjangoJSONEncoder
+from django.utils.functional import lazystr
 from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st

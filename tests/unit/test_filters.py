@@ -116,7 +116,8 @@ def ask(chosen: Filter) -> None:
     click.echo(json.dumps([repr(letter.key) for letter in fitting]))
 
 
-BOTH, FIRST, SECOND, NONE = ["b'k'", "b'\\xff'"], ["b'k'"], ["b'\\xff'"], []
+BOTH, FIRST, SECOND = ["b'k'", "b'\\xff'"], ["b'k'"], ["b'\\xff'"]
+NONE: list[str] = []
 
 
 @pytest.mark.parametrize(

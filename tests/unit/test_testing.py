@@ -51,6 +51,14 @@ def sent() -> Iterator[Captured]:
         yield captured
 
 
+shop = Celery("shop", broker="memory://", set_as_current=False)
+
+
+@shop.task(name="shop.charge")  # type: ignore[untyped-decorator]  # Celery has no types
+def charge() -> str:
+    return "charged"
+
+
 CALLS: dict[str, Callable[[], Any]] = {
     "delay": lambda: send.delay("orders", {"id": 42}, key="42"),
     "adelay": lambda: asyncio.run(send.adelay("orders", {"id": 42}, key="42")),
@@ -67,13 +75,6 @@ CALLS: dict[str, Callable[[], Any]] = {
     "group": lambda: group([send.si("orders", {"id": 42}, key="42")]).apply_async(),
     "another thread": lambda: in_thread(lambda: send.delay("orders", {"id": 42}, key="42")),
 }
-
-shop = Celery("shop", broker="memory://", set_as_current=False)
-
-
-@shop.task(name="shop.charge")  # type: ignore[untyped-decorator]
-def charge() -> str:
-    return "charged"
 
 
 def in_thread(call: Callable[[], Any]) -> None:
