@@ -5,8 +5,12 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# Two for each core, since half of a test is waiting; above eight of them the longest file decides.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n > 4 ? 8 : 2 * n)))
+PYTEST = $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: help demo test test-slow unit lint acceptance bench bench-long bench-results chaos chaos-stock docs captures clean
+.PHONY: help demo test test-all test-stress unit scenarios soak short-chaos lint package bench bench-long bench-results chaos \
+	chaos-stock mutants docs captures clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -14,22 +18,35 @@ help: ## What can be made
 demo: $(VENV)/demo ## The whole way of a record on embedded servers, in a minute; ARGS="--stay" keeps it open
 	$(BIN)/kafka-delivery demo $(ARGS)
 
-test: $(VENV)/dev ## The tests that take seconds; what needs java or redis-server is skipped where it is missing
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev ## All that takes seconds: unit, integration, and a scenario for each promise; two minutes on two cores
+	$(PYTEST) -m "smoke or not scenario" $(ARGS)
 
-test-slow: $(VENV)/dev ## The long ones: short forms of chaos and benchmarks, signals, shutdowns
-	$(BIN)/python -m pytest -m "slow and not acceptance" $(ARGS)
+test-all: lint test scenarios package short-chaos ## All that CI runs
 
-unit: $(VENV)/dev ## The tests that need no server
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+unit: $(VENV)/dev ## The tests that need no process and no server
+	$(PYTEST) tests/unit $(ARGS)
 
-lint: $(VENV)/dev ## Style and types
+scenarios: $(VENV)/dev ## The other scenarios: worker processes, real servers; ten minutes
+	$(PYTEST) tests/scenarios -m "not smoke" $(ARGS)
+
+soak: $(VENV)/dev ## Everything of minutes, one after the other: outages, two hundred thousand dead letters, short chaos
+	$(BIN)/python -m pytest tests/soak -s $(ARGS)
+
+short-chaos: $(VENV)/dev ## A minute of everything that can go wrong
+	$(BIN)/python -m pytest tests/soak/test_short_chaos.py $(ARGS)
+
+lint: $(VENV)/dev ## Style, types, and what other people's tools say of our files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/static $(ARGS)
 
-acceptance: $(VENV)/dev ## Real Kafka and Redis, outages of one and three minutes, and one that comes and goes; ten minutes
-	$(BIN)/python -m pytest -m acceptance -s $(ARGS)
+package: $(VENV)/dev ## The wheel: built, in an image too, and tested on every Python that is here
+	$(BIN)/python -m pytest tests/package $(ARGS)
+	tests/package/on-every-python $(BIN)
+
+test-stress: $(VENV)/dev ## Three runs of `make test` on a machine that is busy and stands still; ARGS="--seed N"
+	$(BIN)/python tests/stress/stress.py --jobs $(JOBS) $(ARGS)
 
 docs: $(VENV)/demo ## Write the pages that are made from the code and from benchmarks/results.json
 	$(BIN)/python docs/generate.py

@@ -54,13 +54,15 @@ SERVERS = ("real_kafka", "real_rabbit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together in a parallel run what shares something, by `--dist loadgroup`.
+    """Mark scenarios by their folder, and keep together in a parallel run what shares something (`loadgroup`).
 
     A file of scenarios, since its tests share a worker; in the other tiers, tests on the same real server, or with
     fixtures of their module.
     """
     for item in items:
         tier = item.path.relative_to(HERE).parts[0]
+        if tier == "scenarios":
+            item.add_marker(pytest.mark.scenario)
         if tier in ("unit", "integration"):
             shared = next((name for name in SERVERS if name in getattr(item, "fixturenames", ())), None)
         else:
