@@ -17,6 +17,7 @@ import selectors
 import socket
 import threading
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -84,8 +85,10 @@ class Listener:
         self._waiting: defaultdict[str, set[Awaited]] = defaultdict(set)
         self._thread: threading.Thread | None = None
         self._wake, self._woken = socket.socketpair()
-        self._wake.setblocking(False)
-        self._woken.setblocking(False)
+        for end in (self._wake, self._woken):
+            end.setblocking(False)
+            # Other settings, or a fork, bring another listener. At the exit of the process the thread still waits on it.
+            weakref.finalize(self, end.close).atexit = False
 
     @contextmanager
     def awaiting(self, task_id: str) -> Iterator[Awaited]:
