@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,9 +33,12 @@ from servers import (
     have_real_redis,
     missing,
 )
-from stack import Stack, stack
+from stack import Stack, stack, started
 
 HERE = Path(__file__).parent
+
+LOG_END = 6_000
+"""Characters of a worker's log that are shown."""
 
 # Few examples by default and the library's usual number in CI; the same ones in each run, so that no run is luckier.
 # (A time limit for one example would be a bound on the machine.)
@@ -69,6 +72,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             shared = item.path.name
         if shared is not None:
             item.add_marker(pytest.mark.xdist_group(shared))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure the end of each worker's log, and where the whole of it is."""
+    report = yield
+    if report.failed:
+        for worker in started:
+            report.sections.append((f"worker {worker.pid}, {worker.log_path}", worker.log[-LOG_END:]))
+    if call.when == "teardown":
+        started[:] = [worker for worker in started if worker.process.poll() is None]
+    return report
 
 
 # A result that is collected after its Redis has gone fails to unsubscribe, at any moment. Where that is within a

@@ -50,18 +50,29 @@ IMPATIENT = {"ENQUEUE_TIMEOUT_S": "0.5"}
 """The default again, for tests of a Redis that hangs or is away."""
 
 
-class Worker:
-    """A worker process."""
+started: list[Worker] = []
+"""Workers that run, or have ended since the last test: a test that fails shows their logs."""
 
-    def __init__(self, env: dict[str, str], arguments: tuple[str, ...]) -> None:
+
+class Worker:
+    """A worker process.
+
+    Args:
+        env: its environment.
+        arguments: options of `celery worker`.
+        module: what `-A` names.
+    """
+
+    def __init__(self, env: dict[str, str], arguments: tuple[str, ...], module: str = "kafka_delivery_worker") -> None:
         self.log_path = Path(tempfile.mkstemp(prefix="worker-", suffix=".log")[1])
         self._log = self.log_path.open("ab")
         self.process = subprocess.Popen(
-            [BIN / "celery", "-A", "kafka_delivery_worker", "worker", "--loglevel=INFO", *arguments],
+            [BIN / "celery", "-A", module, "worker", "--loglevel=INFO", *arguments],
             env=env,
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
+        started.append(self)
 
     @property
     def pid(self) -> int:
@@ -121,9 +132,9 @@ class Stack:
 
     def worker(self, *arguments: str, ready: bool = True, **changes: Any) -> Worker:
         """Start a worker; it is ended with the stack."""
-        started = Worker(self.env(**changes), ("-n", f"w{len(self.workers)}@%h", *arguments))
-        self.workers.append(started)
-        return started.wait_ready() if ready else started
+        worker = Worker(self.env(**changes), ("-n", f"w{len(self.workers)}@%h", *arguments))
+        self.workers.append(worker)
+        return worker.wait_ready() if ready else worker
 
     def application(self, code: str, **env: str) -> str:
         """Run `code` in a Python process of its own and return what it prints."""

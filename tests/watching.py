@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import tempfile
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ import redis
 
 from kafka_delivery import app, send
 from servers import wait_until
-from stack import BIN, Stack, Worker
+from stack import Stack, Worker
 
 ALONE = ("--without-mingle", "--without-gossip")
 """Options of a worker that does not look for others when it starts: it is ready a second sooner."""
@@ -96,21 +94,10 @@ def watched_events() -> Iterator[Events]:
         thread.join(5)
 
 
-class OtherWorker(Worker):
-    """A worker process that is started with another `-A` module than ours."""
-
-    def __init__(self, env: dict[str, str], module: str, arguments: tuple[str, ...]) -> None:
-        self.log_path = Path(tempfile.mkstemp(prefix="worker-", suffix=".log")[1])
-        self._log = self.log_path.open("ab")
-        self.process = subprocess.Popen(
-            [BIN / "celery", "-A", module, "worker", "--loglevel=INFO", *arguments],
-            env=env,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
+OtherWorker = Worker
 
 
-def other_worker(system: Stack, directory: Path, code: str, *arguments: str, **changes: Any) -> OtherWorker:
+def other_worker(system: Stack, directory: Path, code: str, *arguments: str, **changes: Any) -> Worker:
     """Start a worker whose `-A` module is `code`; it is ended with the stack.
 
     Args:
@@ -123,10 +110,9 @@ def other_worker(system: Stack, directory: Path, code: str, *arguments: str, **c
     (directory / f"{module}.py").write_text(textwrap.dedent(code))
     env = system.env(**changes)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(directory), env.get("PYTHONPATH"))))
-    started = OtherWorker(env, module, ("-n", f"w{len(system.workers)}@%h", *ALONE, *arguments))
-    system.workers.append(started)
-    started.wait_ready()
-    return started
+    worker = Worker(env, ("-n", f"w{len(system.workers)}@%h", *ALONE, *arguments), module)
+    system.workers.append(worker)
+    return worker.wait_ready()
 
 
 def emptied(redis_url: str) -> str:
