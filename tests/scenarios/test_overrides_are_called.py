@@ -71,7 +71,7 @@ def test_in_the_life_of_a_worker_each_is_called(tmp_path: Path) -> None:
             place = order.index(name, place + 1)
 
         wanted = send.apply_async(("t", "with a result"), ignore_result=False)
-        assert wanted.get(timeout=20)["message_id"] == wanted.id
+        assert wanted.get(timeout=60)["message_id"] == wanted.id
         send.apply_async(("t", "expired"), expires=-1)
         good = json.loads(message("x"))
         for spoil in (
@@ -87,20 +87,21 @@ def test_in_the_life_of_a_worker_each_is_called(tmp_path: Path) -> None:
         system.redis.hset(names.PARKED, "large", b"x" * SMALL["PARKED_MAX_BYTES"])  # there is no room for another
         system.redis.delete(names.PARKED_ROOM)
         app.send_task(send.name, ("no topic!", "v"), queue=QUEUE)
-        wait_until(lambda: "Request.on_failure" in calls(), 20, "the refusal")
+        wait_until(lambda: "Request.on_failure" in calls(), 60, "the refusal")
 
         kafka.down()
         stuck = send.delay("t", "stuck")
-        inspect_ = app.control.inspect(timeout=5, limit=1)
-        wait_until(lambda: stuck.id in str(inspect_.active() or {}), 20, "the send to be active")
-        app.control.revoke(stuck.id, terminate=True, reply=True, timeout=5, limit=1)
-        inspect_.stats()
+        inspect_ = app.control.inspect(timeout=30, limit=1)
+        wait_until(lambda: stuck.id in str(inspect_.active() or {}), 60, "the send to be active")
+        app.control.revoke(stuck.id, terminate=True, reply=True, timeout=30, limit=1)
+        wait_until(lambda: "LaneRequest.terminate" in calls(), 60, "the revoke")
+        assert inspect_.stats()
         before = calls().count("Channel._brpop_start")
         system.redis.client_kill_filter(_type="normal", skipme=True)
-        wait_until(lambda: calls().count("Consumer.create_task_handler") == 2, 20, "the worker to connect again")
-        wait_until(lambda: calls().count("Channel._brpop_start") > before, 20, "the worker to ask again")
+        wait_until(lambda: calls().count("Consumer.create_task_handler") == 2, 60, "the worker to connect again")
+        wait_until(lambda: calls().count("Channel._brpop_start") > before, 60, "the worker to ask again")
         worker.signal(signal.SIGQUIT)
-        worker.process.wait(20)
+        worker.process.wait(60)
         # Properties; `inspect` above sees the one, and all messages are read by the other.
         assert set(OVERRIDDEN) - set(calls()) == {"LaneRequest.delivery_info", "Message.body"}
         assert queued(system.redis), "the send that was in flight is back in its queue, at once"

@@ -73,7 +73,7 @@ class TestUsed:
         assert CeleryRequest.acknowledged is False
         assert app.conf.worker_enable_prefetch_count_reduction in (True, False)
         with ThreadPool(1).executor as executor:
-            executor.submit(print).result(5)
+            executor.submit(print).result(60)
             assert [thread.is_alive() for thread in executor._threads] == [True]
         assert not any(thread.is_alive() for thread in executor._threads)
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import kombu
-import pytest
 import redis
 from kombu.asynchronous import Hub
 
 from kafka_delivery.names import HELD
-from kafka_delivery_worker import breaker
 from servers import AnyRedis
 
 QUEUE = "kafka-delivery"
@@ -45,16 +42,37 @@ class Broker:
         self.consumer.consume()
         self.loop = self.hub.create_loop()
 
-    def turn(self, until: Callable[[], Any], timeout: float = 10) -> None:
+    def turn(self, until: Callable[[], Any], timeout: float = 60) -> None:
         """Let the event loop turn until something is true."""
         deadline = time.monotonic() + timeout
         while not until():
             assert time.monotonic() < deadline
             next(self.loop)
 
-    def rest(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        self.turn(lambda: time.monotonic() > end)
+    def turn_at_once(self) -> None:
+        """Let the event loop turn once, and wait for nothing."""
+        if self.hub._waker is not None:
+            self.hub._waker.wake()
+        next(self.loop)
+
+    def look(self, times: int = 5) -> None:
+        """Let the channel ask so often, if it wants to, and have each answer."""
+        for _ in range(times):
+            self.channel._look()  # as if no pause were left
+            self.turn_at_once()
+            self.turn(lambda: not self.channel._asked)
+
+    def asks(self) -> list[str]:
+        """What the channel asks from now on: "claim" or "wait"."""
+        asked: list[str] = []
+        ask = self.channel._ask
+
+        def noted(what: str, *command: Any) -> None:
+            asked.append(what)
+            ask(what, *command)
+
+        self.channel._ask = noted
+        return asked
 
     def close(self) -> None:
         self.connection.close()
@@ -63,14 +81,6 @@ class Broker:
     @property
     def names(self) -> list[str]:
         return [message.headers["id"] for message in self.got]
-
-
-def without_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process's breaker learn nothing any more; the tick that may have been under way is over."""
-    looked = threading.Event()
-    monkeypatch.setattr(breaker.current(), "tick", looked.set)
-    breaker.current()._wake.set()
-    assert looked.wait(10)
 
 
 def message(name: str, **more: Any) -> bytes:

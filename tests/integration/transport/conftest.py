@@ -9,12 +9,27 @@ import redis
 from celery.worker import state
 
 from integration.transport.channels import Broker
-from kafka_delivery_worker import transport
+from kafka_delivery.redis_client import RedisClient
+from kafka_delivery.settings import Settings
+from kafka_delivery_worker import breaker, transport
+from kafka_delivery_worker.breaker import Breaker
+from kafka_delivery_worker.breaker.rules import Rules
+from kafka_delivery_worker.breaker.store import CircuitStore
 from kafka_delivery_worker.lease import Lease
 
 
 @pytest.fixture
-def lease(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lease]:
+def still(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Breaker:
+    """This process's breaker, without its thread: it changes by what a test does, and by nothing else."""
+    rules = Rules.of(Settings())
+    store = CircuitStore(RedisClient(Settings(redis_url=redis_url), 5), "default", rules, "this process")
+    made = Breaker(store, rules, stall_s=60)
+    monkeypatch.setattr(breaker, "current", lambda: made)
+    return made
+
+
+@pytest.fixture
+def lease(still: Breaker, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lease]:
     """This process's, in an empty Redis."""
     lease = Lease(lambda: redis_client, 30)
     monkeypatch.setattr(transport, "process_lease", lambda: lease)

@@ -6,9 +6,9 @@ import pytest
 import redis
 from celery.worker import state
 
-from integration.transport.channels import QUEUE, Broker, Held, held, message, publish, without_ticks
+from integration.transport.channels import QUEUE, Broker, Held, held, message, publish
 from kafka_delivery import names
-from kafka_delivery_worker import breaker
+from kafka_delivery_worker.breaker import Breaker, Probe
 from kafka_delivery_worker.breaker.outcomes import LOCAL
 from kafka_delivery_worker.lease import Lease
 
@@ -26,51 +26,59 @@ class TestRoom:
         broker.close()
         again = Broker(redis_url, prefetch=12)
         again.turn(lambda: len(again.got) == 2)
-        again.rest(0.5)
+        again.look()
         assert len(again.got) == 2
         for one in at_work[:5]:
             one._message.ack()
         again.turn(lambda: len(again.got) == 7)
-        again.rest(0.3)
+        again.look()
         assert len(again.got) == 7
         again.close()
 
     def test_what_is_stuck_for_a_topic_in_trouble_leaves_its_room_to_others(
-        self, lease: Lease, broker: Broker, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+        self,
+        lease: Lease,
+        still: Breaker,
+        broker: Broker,
+        redis_client: redis.Redis,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """But not more than as many again; and where it does not hold the pool's threads."""
         publish(redis_client, *(str(n) for n in range(50)))
         broker.consumer.qos(prefetch_count=10)
         broker.turn(lambda: len(broker.got) == 10)
-        broker.rest(0.3)
+        broker.look()
         assert len(broker.got) == 10
-        without_ticks(monkeypatch)  # they would find nothing stuck
-        monkeypatch.setattr(breaker.current(), "stuck", 4)
-        broker.rest(0.3)
+        monkeypatch.setattr(still, "stuck", 4)
+        broker.look()
         assert len(broker.got) == 10
         monkeypatch.setattr(lease, "pool_keeps_reserved", True)
         broker.turn(lambda: len(broker.got) == 14)
-        broker.rest(0.3)
+        broker.look()
         assert len(broker.got) == 14
-        monkeypatch.setattr(breaker.current(), "stuck", 40)
+        monkeypatch.setattr(still, "stuck", 40)
         broker.turn(lambda: len(broker.got) == 20)
-        broker.rest(0.3)
+        broker.look()
         assert len(broker.got) == 20
 
     def test_a_probe_comes_though_there_is_no_room(
-        self, lease: Lease, broker: Broker, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+        self,
+        lease: Lease,
+        still: Breaker,
+        broker: Broker,
+        redis_client: redis.Redis,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """What fills it may be stuck for two minutes; kombu reads no answer either where nothing may be consumed."""
         monkeypatch.setattr(lease, "pool_keeps_reserved", True)
         publish(redis_client, *(str(n) for n in range(50)))
         broker.consumer.qos(prefetch_count=10)
         broker.turn(lambda: len(broker.got) == 10)
-        broker.rest(0.3)
-        without_ticks(monkeypatch)  # they would take it back
-        monkeypatch.setattr(breaker.current()._probes, "granted", breaker.Probe(LOCAL, "token"))
-        broker.turn(lambda: len(broker.got) == 11, 2)
+        broker.look()
+        monkeypatch.setattr(still._probes, "granted", Probe(LOCAL, "token"))
+        broker.turn(lambda: len(broker.got) == 11)
         assert broker.got[-1].headers[names.PROBE] == "local|token"
-        broker.rest(0.3)
+        broker.look()
         assert len(broker.got) == 11
 
     def test_bytes_are_bounded_over_claims(
@@ -81,10 +89,10 @@ class TestRoom:
         redis_client.lpush(QUEUE, *large)
         broker = Broker(redis_url)
         broker.turn(lambda: len(broker.got) == 4)
-        before = redis_client.info("commandstats")["cmdstat_evalsha"]["calls"]
-        broker.rest(0.5)
+        asked = broker.asks()
+        broker.look(10)
         assert len(broker.got) == 4
-        assert redis_client.info("commandstats")["cmdstat_evalsha"]["calls"] - before < 5
+        assert asked == [], "nothing is asked for which there is no room"
         broker.got[0].ack()
         broker.got[1].ack()
         broker.turn(lambda: len(broker.got) == 6)

@@ -11,6 +11,7 @@ import redis
 from celery.worker import state
 
 from integration.transport.channels import QUEUE, Broker, Held, held, message, publish, queued
+from kafka_delivery.names import DELAYED
 from kafka_delivery_worker import transport
 from kafka_delivery_worker.lease import Lease
 from kafka_delivery_worker.parking import ParkingStore
@@ -65,6 +66,10 @@ class TestQoS:
 
         monkeypatch.setattr(ParkingStore, "park", refuse)
         broker.got[0].reject()
+        broker.turn(lambda: redis_client.zcard(DELAYED + QUEUE) == 1)
+        broker.look()
+        assert broker.names == ["one"], "it would come back at once, again and again"
+        redis_client.zincrby(DELAYED + QUEUE, -60_000, message("one"))
         broker.turn(lambda: len(broker.got) == 2)
         assert broker.names == ["one", "one"]
 
@@ -116,7 +121,7 @@ class TestClosing:
         """A worker that stops has claimed ahead; nobody would work on it any more."""
         sent = publish(redis_client, *(str(n) for n in range(1200)))
         broker.turn(lambda: len(broker.got) == transport.CLAIM)
-        wait_until(lambda: len(held(redis_client)) == 2 * transport.CLAIM, 5, "the claim ahead to be done")
+        wait_until(lambda: len(held(redis_client)) == 2 * transport.CLAIM, 60, "the claim ahead to be done")
         broker.consumer.cancel()
         broker.close()
         assert len(broker.got) == transport.CLAIM
@@ -153,7 +158,7 @@ class TestClosing:
         broker.channel._empty = False
         broker.channel._brpop_start()
         assert broker.channel._asked == "claim"
-        wait_until(lambda: bool(held(redis_client)), 5, "the claim to be done")
+        wait_until(lambda: bool(held(redis_client)), 60, "the claim to be done")
         broker.close()
         lease.stop()
         assert not redis_client.exists("replies")
