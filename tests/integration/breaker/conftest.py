@@ -15,4 +15,6 @@ def one(redis_client: redis.Redis) -> Process:
 
 @pytest.fixture
 def two(one: Process, redis_client: redis.Redis) -> Process:
-    return Process(redis_client, "two")
+    process = Process(redis_client, "two")
+    process.stays()
+    return process

@@ -6,7 +6,7 @@ import redis
 from confluent_kafka import KafkaError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from integration.circuits.fleet import passes
+from integration.circuits.fleet import passes, stays
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker.breaker import Breaker
 from kafka_delivery_worker.breaker.rules import Rules
@@ -55,6 +55,7 @@ class Process:
     """A breaker without its thread, and what it needs."""
 
     def __init__(self, client: redis.Redis, name: str = "one", *, claims: bool = True) -> None:
+        self.name = name
         self.clock = Clock()
         self.redis = Direct(client)
         store = CircuitStore(self.redis, "default", RULES, name)  # type: ignore[arg-type]
@@ -93,6 +94,10 @@ class Process:
             self.breaker.delivered(probe, "orders")
             self.breaker.tick()
 
+    def stays(self) -> None:
+        """It counts as alive for most of a minute, which five seconds without a look would end."""
+        stays(self.redis._client, self.name)
+
     def asked(self, *, answer: bool) -> list[tuple[float, str]]:
         """When a broker is asked from now on, and of which topic; it answers, or it does not."""
         asked: list[tuple[float, str]] = []
@@ -111,5 +116,5 @@ class Process:
 def ended(process: Process) -> None:
     """Its thread does end; the breaker waits a second for it."""
     assert process.breaker._thread is not None
-    process.breaker._thread.join(10)
+    process.breaker._thread.join(60)
     assert not process.breaker._thread.is_alive()

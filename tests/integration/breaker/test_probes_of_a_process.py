@@ -110,6 +110,7 @@ def test_a_worker_that_stops_leaves_its_probe_to_the_others(one: Process, two: P
     for _ in range(RULES.threshold):
         one.fails()
         two.fails()
+        two.stays()
     one.breaker.tick()
     assert (one.state(), two.state()) == ("open", "open")
     one.passes(RULES.max_open_ms / 1000)

@@ -100,6 +100,11 @@ def passes(client: AnyRedis, ms: int) -> None:
                 client.zincrby(key, -ms, member)
 
 
+def stays(client: redis.Redis, *names: str) -> None:
+    """These count as alive for most of a minute, which five seconds without a report would end."""
+    client.zadd(BASE + "workers", dict.fromkeys(names, now_ms(client) + 50_000))
+
+
 def _age_window(client: AnyRedis, key: bytes, ms: int) -> None:
     assert ms % 1000 == 0, "a bucket is a second"
     buckets = [value.split(b"|") for value in client.hvals(key)]

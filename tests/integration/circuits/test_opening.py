@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import redis
 
-from integration.circuits.fleet import CLUSTER, OPEN_MS, RULES, Worker, closed_again, opened, passes
+from integration.circuits.fleet import (
+    CLUSTER,
+    OPEN_MS,
+    RULES,
+    SLOW,
+    Worker,
+    closed_again,
+    opened,
+    passes,
+    stays,
+)
 
 
 class TestOpening:
@@ -65,6 +75,7 @@ class TestQuorum:
 
     def test_one_that_fails_alone_opens_nothing(self, client: redis.Redis) -> None:
         bad, good = Worker(client, "bad"), Worker(client, "good")
+        stays(client, "good")
         for _ in range(20):
             assert bad.says(fail=50).state == "closed"
         assert bad.says(hard="down").state == "closed"
@@ -73,11 +84,13 @@ class TestQuorum:
 
     def test_two_that_fail_open_it(self, client: redis.Redis) -> None:
         one, two = Worker(client, "one"), Worker(client, "two")
-        one.fails(10)
+        stays(client, "two")
+        assert one.fails(10).state == "closed"
         assert two.fails().state == "open"
 
     def test_a_stall_that_two_see_opens_it(self, client: redis.Redis) -> None:
         one, two = Worker(client, "one"), Worker(client, "two")
+        stays(client, "two")
         assert one.says(hard="stalled").state == "closed"
         assert two.says(hard="stalled").state == "open"
 
@@ -102,7 +115,7 @@ class TestEpochs:
             assert worker.says(fail=50, epoch=before.epoch).state == "closed"
 
     def test_what_arrives_late_is_worth_a_look_at_once_and_no_more(self, client: redis.Redis) -> None:
-        worker = opened(client)
+        worker = opened(client, rules=SLOW)
         assert worker.probes() == "denied"
         assert worker.says(late=1).state == "open"
         assert worker.probes() == "probe"
@@ -115,6 +128,7 @@ class TestEpochs:
 
     def test_of_two_that_see_the_same_one_is_told_that_it_changed_it(self, client: redis.Redis) -> None:
         one, two = Worker(client, "one"), Worker(client, "two")
+        stays(client, "two")
         one.fails(10)
         assert two.fails().changed
         assert not one.looks().changed

@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 
+import pytest
 import redis
 
 from integration.circuits.fleet import (
@@ -19,6 +20,7 @@ from integration.circuits.fleet import (
     history,
     opened,
     passes,
+    stays,
 )
 
 
@@ -56,6 +58,7 @@ class TestProbes:
     def test_after_it_closed_nothing_counts_of_before(self, client: redis.Redis) -> None:
         """Neither the failures in a row nor who failed, however little time has passed."""
         one, two = Worker(client, "one"), Worker(client, "two")
+        stays(client, "two")
         one.fails(RULES.threshold)
         two.fails()
         one.says(late=1)
@@ -64,6 +67,7 @@ class TestProbes:
             one.settles("ok", f"good {n}")
         assert one.looks().state == "closed"
         assert two.looks().state == "closed"
+        stays(client, "two")
         assert one.says(hard="down").state == "closed", "the other has not failed since"
         client.flushall()
         alone = Worker(client, "alone")
@@ -93,11 +97,11 @@ class TestProbes:
         """Also while others keep asking."""
         worker = opened(client)
         passes(client, 6_000)
-        worker.probes("lost", lease_ms=150_000)
+        worker.probes("lost", lease_ms=250_000)
         for _ in range(14):
             assert worker.probes("next") == "denied"
             passes(client, 10_000)
-        passes(client, 20_000)
+        passes(client, 120_000)
         assert worker.probes("next") == "probe"
         assert not worker.settles("ok", "lost")[0]
 
@@ -148,11 +152,12 @@ class TestProbes:
         assert worker.says(hard="down").trips == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 class TestRaces:
     """One winner per transition, among processes and among threads."""
 
     def test_of_many_processes_that_fail_at_once_one_opens_it(self, client: redis.Redis) -> None:
-        told = at_once(client, 24, _fail_often)
+        told = at_once(client, 12, _fail_often)
         assert sum(told) == 1
         assert history(client) == [(CLUSTER, "closed", "open")]
         assert Worker(client).looks().trips == 1
@@ -160,7 +165,7 @@ class TestRaces:
     def test_of_many_processes_one_probes(self, client: redis.Redis) -> None:
         opened(client)
         passes(client, 6_000)
-        assert sorted(at_once(client, 24, _probe)).count(1) == 1
+        assert sorted(at_once(client, 12, _probe)).count(1) == 1
         assert [after for _, _, after in history(client)] == ["open", "half-open"]
 
     def test_of_many_threads_one_probes(self, client: redis.Redis) -> None:
@@ -169,19 +174,19 @@ class TestRaces:
         barrier, answers = threading.Barrier(16), []
 
         def ask(n: int) -> None:
-            barrier.wait()
+            barrier.wait(60)
             answers.append(worker.probes(str(n)))
 
         threads = [threading.Thread(target=ask, args=(n,)) for n in range(16)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(60)
         assert sorted(answers).count("probe") == 1
 
 
 def _fail_often(worker: Worker) -> int:
-    return sum(worker.fails().changed for _ in range(50))
+    return sum(worker.fails().changed for _ in range(10))
 
 
 def _probe(worker: Worker) -> int:
@@ -197,7 +202,7 @@ def at_once(client: redis.Redis, count: int, act: Callable[[Worker], int]) -> li
     def run(n: int) -> None:
         own = redis.Redis(host=address["host"], port=address["port"])
         worker = Worker(own, f"worker {n}")
-        barrier.wait(30)
+        barrier.wait(60)
         results.put(act(worker))
 
     processes = [context.Process(target=run, args=(n,)) for n in range(count)]
@@ -205,5 +210,5 @@ def at_once(client: redis.Redis, count: int, act: Callable[[Worker], int]) -> li
         process.start()
     found = [results.get(timeout=60) for _ in processes]  # of one that failed nothing comes
     for process in processes:
-        process.join(30)
+        process.join(60)
     return found

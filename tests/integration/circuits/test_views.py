@@ -42,10 +42,12 @@ class TestGate:
 
     def test_when_it_opens_it_says_since_when(self, client: redis.Redis) -> None:
         worker = opened(client)
+        before = now_ms(client)
         closed_again(client, worker)
+        after = now_ms(client)
         shut, since = self.read(client)
         assert shut == "0"
-        assert abs(int(client.time()[0]) * 1000 - since) < 2_000
+        assert before <= since <= after
 
     def test_a_persons_word_comes_first(self, client: redis.Redis) -> None:
         worker = opened(client)
@@ -110,7 +112,7 @@ class TestViews:
                 wrong.setattr(time, "time", lambda h=hours: 1_000_000 + 3600 * h)
                 wrong.setattr(time, "time_ns", lambda h=hours: (1_000_000 + 3600 * h) * 10**9)
                 client.flushall()
-                worker = opened(client)
+                worker = opened(client, rules=SLOW)
                 assert worker.probes() == "denied"
-                passes(client, 6_000)
+                passes(client, 600_000)
                 assert worker.probes() == "probe"

@@ -22,7 +22,8 @@ from integration.leases.workers import (
     queued,
 )
 from kafka_delivery import names
-from kafka_delivery_worker.lease import CLAIM_BYTES, script
+from kafka_delivery_worker import lease
+from kafka_delivery_worker.lease import script
 from servers import AnyRedis
 
 
@@ -71,9 +72,13 @@ class TestWhatIsClaimed:
         assert sum(map(len, items[:-1])) < 20_000 <= sum(map(len, items))
         assert items + queued(client) + delayed(client) == sent
 
-    def test_one_claim_brings_no_more_than_redis_can_spare_the_time_for(self, client: redis.Redis) -> None:
+    def test_one_claim_brings_no_more_than_redis_can_spare_the_time_for(
+        self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """However much may be held: all of that in one answer would be in memory twice."""
-        worker, size = Worker(client), CLAIM_BYTES // 4
+        assert lease.CLAIM_BYTES == 8 * 1024 * 1024
+        monkeypatch.setattr(lease, "CLAIM_BYTES", 100_000)
+        worker, size = Worker(client), 25_000
         publish(client, *(message(n, size=size) for n in range(8)))
         assert 4 <= len(worker.claim().items) < 8
         assert len(worker.claim().items) > 0

@@ -50,7 +50,7 @@ class TestCircuits:
     def test_a_probe_is_one_message_and_needs_a_lease_that_lasts(self, client: redis.Redis) -> None:
         oldest, *rest = publish(client, *(message(n) for n in range(5)))
         client.hset(CIRCUIT + "st", "shut", "1")
-        client.zadd(CIRCUIT + "p", {"over": now(client) - 1, "good": now(client) + 5_000})
+        client.zadd(CIRCUIT + "p", {"over": now(client) - 1, "good": now(client) + 600_000})
         assert self.claim(Worker(client), probe=("cluster", "none")).status == SHUT
         assert self.claim(Worker(client), probe=("cluster", "over")).status == SHUT
         assert self.claim(Worker(client), probe=("cluster", "good")).items == [oldest]
@@ -60,7 +60,7 @@ class TestCircuits:
         """The oldest may be of a topic that is in trouble, and hide that the cluster is well."""
         sent = publish(client, *(message(n) for n in range(5)))
         client.hset(CIRCUIT + "st", mapping={"shut": "1", "trips": "4"})
-        client.zadd(CIRCUIT + "p", {"good": now(client) + 5_000})
+        client.zadd(CIRCUIT + "p", {"good": now(client) + 600_000})
         assert self.claim(Worker(client), probe=("cluster", "good")).items == [sent[-1]]
         client.hset(CIRCUIT + "st", "trips", "5")
         assert self.claim(Worker(client), probe=("cluster", "good")).items == [sent[0]]
@@ -83,9 +83,9 @@ class TestCircuits:
     def test_a_worker_that_holds_enough_for_now_is_told_to_wait(self, client: redis.Redis) -> None:
         publish(client, *(message(n) for n in range(10)))
         worker = Worker(client)
-        worker.lease.ramp_ms = 100_000
-        # From 10 to 14 s on it may hold two.
-        client.hset(CIRCUIT + "st", mapping={"shut": "0", "ramp_at": now(client) - 10_500})
+        worker.lease.ramp_ms = 10_000_000
+        # From 1,000 to 1,414 s on it may hold two.
+        client.hset(CIRCUIT + "st", mapping={"shut": "0", "ramp_at": now(client) - 1_050_000})
         assert len(self.claim(worker, limit=100).items) <= 2
         assert self.claim(worker, limit=100).status == RAMP
 
@@ -93,8 +93,8 @@ class TestCircuits:
         publish(client, *(message(n) for n in range(1_000)))
         worker = Worker(client)
         assert len(worker.claim(100).items) == 100
-        worker.lease.ramp_ms = 100_000
-        client.hset(CIRCUIT + "st", mapping={"shut": "0", "ramp_at": now(client) - 10_500})
+        worker.lease.ramp_ms = 10_000_000
+        client.hset(CIRCUIT + "st", mapping={"shut": "0", "ramp_at": now(client) - 1_050_000})
         assert self.claim(worker, limit=100).status == RAMP
         assert 1 <= len(self.claim(worker, limit=100, beyond=100).items) <= 2
 
@@ -137,7 +137,7 @@ class TestCircuits:
         claimed = worker.claim(3)
         self.claim(worker, 0, asides=[(tag, "orders") for tag in claimed.tags])
         client.hset(CIRCUIT + "st", "shut", "1")
-        client.zadd(CIRCUIT + "p", {"good": now(client) + 5_000})
+        client.zadd(CIRCUIT + "p", {"good": now(client) + 600_000})
         other = publish(client, message("other"))
         assert self.claim(worker, probe=("cluster", "good")).items == other, "what flows comes first"
         assert self.claim(worker, probe=("cluster", "good")).items == sent[:1]

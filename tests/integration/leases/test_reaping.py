@@ -56,14 +56,14 @@ class TestReaping:
         def reap() -> None:
             with redis.Redis(port=client.get_connection_kwargs()["port"]) as own:
                 own.ping()
-                barrier.wait(10)
+                barrier.wait(60)
                 outcomes.append(Worker(own).reaps(worker))
 
         threads = [threading.Thread(target=reap) for _ in range(24)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
 
         assert sorted(outcomes) == [(0, 0)] * 23 + [(1000, 0)]
         assert queued(client) == sent

@@ -10,7 +10,18 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from integration.leases.workers import OTHER, QUEUE, Answer, Worker, delayed, message, now, publish, queued
+from integration.leases.workers import (
+    OTHER,
+    QUEUE,
+    Answer,
+    Worker,
+    delayed,
+    delayed_pass,
+    message,
+    now,
+    publish,
+    queued,
+)
 from kafka_delivery import names
 from kafka_delivery_worker.lease import script
 
@@ -89,17 +100,24 @@ class TestPutOff:
         sent = publish(client, message(1), message(2))
         worker = Worker(client)
         first, second = (tag.decode() for tag in worker.claim().tags)
-        before = now(client)
-        worker.lease.put_off(first, 0.5)
-        worker.lease.put_off(second, 60)
+        worker.lease.put_off(first, 3600)
+        worker.lease.put_off(second, 7200)
         assert worker.lease.held == {}
         assert worker.lease.to_settle
+        before = now(client)
         worker.lease.flush()
+        after = now(client)
         assert (worker.holds, queued(client), delayed(client)) == ([], [], sent)
-        while not (answer := worker.claim()).items:
-            assert 0 < answer.next_due <= 500
-        assert answer.items == sent[:1]
-        assert now(client) >= before + 500
+        due = client.zscore(names.DELAYED + QUEUE, sent[0])
+        assert due is not None
+        assert before + 3_600_000 <= due <= after + 3_600_000
+        answer = worker.claim()
+        assert answer.items == []
+        assert due - now(client) <= answer.next_due <= due - after
+        delayed_pass(client, 3_000_000)
+        assert worker.claim().items == []
+        delayed_pass(client, 600_000)
+        assert worker.claim().items == sent[:1]
         assert delayed(client) == sent[1:]
 
     def test_in_the_step_of_a_claim_that_settles_others(self, client: redis.Redis) -> None:
@@ -118,10 +136,10 @@ class TestPutOff:
         client.lpush(f"our:{list_}", message(1))
         worker = Worker(client, prefix="our:")
         (tag,) = worker.claim(lists=(list_,)).tags
-        worker.lease.put_off(tag.decode(), 60)
+        worker.lease.put_off(tag.decode(), 3600)
         worker.lease.flush()
         assert client.zrange(f"our:{names.DELAYED}{list_}", 0, -1) == [message(1)]
-        assert worker.claim(lists=(list_,)).next_due > 50_000
+        assert worker.claim(lists=(list_,)).next_due > 3_000_000
 
     def test_nothing_is_forgotten_while_redis_is_away(self, client: redis.Redis) -> None:
         sent = publish(client, message(1))
