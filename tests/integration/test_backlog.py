@@ -160,6 +160,6 @@ def test_a_redis_that_hangs_is_the_same_as_without_a_limit(tmp_path: Path) -> No
         try:
             with pytest.raises(Exception, match="could not confirm that message mine was queued"):
                 CALLS["delay"]()
-            assert time.monotonic() - started < 4
+            assert time.monotonic() - started < 15  # once a second or two
         finally:
             server.resume()

@@ -9,15 +9,9 @@ import redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 
-@pytest.fixture(params=["wheel", pytest.param("redis-server", marks=pytest.mark.real)])
-def client(request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
-    """An empty Valkey, and an empty Redis."""
-    if request.param == "wheel":
-        yield request.getfixturevalue("redis_client")
-        return
-    with redis.Redis.from_url(request.getfixturevalue("real_redis").url, socket_timeout=5) as client:
-        client.flushall()
-        yield client
+@pytest.fixture
+def client(either_redis: redis.Redis) -> redis.Redis:
+    return either_redis
 
 
 @pytest.fixture
