@@ -107,7 +107,7 @@ class TestCost:
     def test_records_cost_no_calls(self, one: Process, monkeypatch: pytest.MonkeyPatch) -> None:
         """At a thousand a second, reported four times a second."""
         made: list[str] = []
-        execute = one.redis._client.execute_command
+        execute: Any = one.redis._client.execute_command
 
         def noted(*command: Any, **options: Any) -> Any:
             made.append(command[0])
