@@ -82,36 +82,40 @@ class Worker:
         return self.store.settle(scope, token, outcome, "a probe failed")
 
 
+_PASSES = """
+local ms = tonumber(ARGV[1])
+for _, key in ipairs(redis.call('KEYS', KEYS[1] .. '*')) do
+  local kind = string.match(key, '([^:]*)$')
+  if kind == 'st' then
+    for _, name in ipairs({'since', 'till', 'ok_at', 'streak_at', 'ramp_at', 'forced_till'}) do
+      if tonumber(redis.call('HGET', key, name) or 0) ~= 0 then redis.call('HINCRBYFLOAT', key, name, -ms) end
+    end
+  elseif kind == 'f' then
+    for _, worker in ipairs(redis.call('HKEYS', key)) do redis.call('HINCRBYFLOAT', key, worker, -ms) end
+  elseif kind == 'w' then
+    local buckets = redis.call('HVALS', key)
+    redis.call('DEL', key)
+    for _, value in ipairs(buckets) do
+      local at, counts = string.match(value, '^(%d+)(|.*)$')
+      local bucket = at - ms / 1000
+      redis.call('HSET', key, bucket % 10, string.format('%.0f%s', bucket, counts))
+    end
+  elseif redis.call('TYPE', key).ok == 'zset' then
+    for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -ms, member) end
+  end
+end
+"""
+
+
 def passes(client: AnyRedis, ms: int) -> None:
     """So much time goes by."""
-    for key in client.scan_iter(BASE + "*"):
-        kind = key.rpartition(b":")[2]
-        if kind == b"st":
-            for name in (b"since", b"till", b"ok_at", b"streak_at", b"ramp_at", b"forced_till"):
-                if float(client.hget(key, name) or 0):
-                    client.hincrbyfloat(key, name, -ms)
-        elif kind == b"f":
-            for worker in client.hkeys(key):
-                client.hincrbyfloat(key, worker, -ms)
-        elif kind == b"w":
-            _age_window(client, key, ms)
-        elif client.type(key) == b"zset":
-            for member in client.zrange(key, 0, -1):
-                client.zincrby(key, -ms, member)
+    assert ms % 1000 == 0, "a bucket of a window is a second"
+    client.eval(_PASSES, 1, BASE, ms)
 
 
 def stays(client: redis.Redis, *names: str) -> None:
     """These count as alive for most of a minute, which five seconds without a report would end."""
     client.zadd(BASE + "workers", dict.fromkeys(names, now_ms(client) + 50_000))
-
-
-def _age_window(client: AnyRedis, key: bytes, ms: int) -> None:
-    assert ms % 1000 == 0, "a bucket is a second"
-    buckets = [value.split(b"|") for value in client.hvals(key)]
-    client.delete(key)
-    for at, ok, fail in buckets:
-        bucket = int(at) - ms // 1000
-        client.hset(key, str(bucket % 10), f"{bucket}|{ok.decode()}|{fail.decode()}")
 
 
 def history(client: redis.Redis) -> list[tuple[str, str, str]]:
