@@ -163,6 +163,17 @@ def real_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRedis]:
         yield server
 
 
+@pytest.fixture(params=["wheel", pytest.param("redis-server", marks=pytest.mark.real)])
+def either_redis(request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
+    """A client to an empty Redis of each kind: Valkey of the wheel, and redis-server."""
+    if request.param == "wheel":
+        yield request.getfixturevalue("redis_client")
+        return
+    with redis.Redis.from_url(request.getfixturevalue("real_redis").url, socket_timeout=5) as client:
+        client.flushall()
+        yield client
+
+
 @pytest.fixture(scope="session")
 def real_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRabbit]:
     """A RabbitMQ."""

@@ -67,11 +67,11 @@ def test_one_runs_and_the_other_is_told_who(client: RedisClient) -> None:
 
     def want() -> None:
         lock = RunLock(client, TOPIC)
-        barrier.wait()
+        barrier.wait(60)
         try:
             with lock:
                 won.append(lock)
-                wait_until(lambda: len(refused) == 15, 10, "the others to be refused")
+                wait_until(lambda: len(refused) == 15, 60, "the others to be refused")
         except RedriveError as error:
             refused.append(str(error))
 
@@ -79,7 +79,7 @@ def test_one_runs_and_the_other_is_told_who(client: RedisClient) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(won) == 1
     assert {str(won[0].runner) in said for said in refused} == {True}
     with RunLock(client, TOPIC):
@@ -87,9 +87,21 @@ def test_one_runs_and_the_other_is_told_who(client: RedisClient) -> None:
 
 
 def test_the_lock_is_renewed(client: RedisClient, redis_client: redis.Redis) -> None:
-    with RunLock(client, TOPIC, lock_s=3) as lock:  # renewed each second, long before it would be over
-        redis_client.pexpire(lock.key, 2_500)
-        wait_until(lambda: int(redis_client.pttl(lock.key)) > 2_600, 5, "a renewal")
+    waits: list[float | None] = []
+
+    class Hasty(threading.Event):
+        """Time that goes by at once, and is noted."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(0.01)
+
+    lock = RunLock(client, TOPIC, lock_s=60)
+    lock._stop = Hasty()
+    with lock:
+        redis_client.pexpire(lock.key, 30_000)
+        wait_until(lambda: int(redis_client.pttl(lock.key)) > 31_000, 60, "a renewal")
+    assert set(waits) == {20.0}, "long before it would be over"
     assert not redis_client.exists(lock.key)
 
 

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from types import SimpleNamespace
@@ -18,29 +18,19 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from kafka_delivery import Record
 from kafka_delivery.errors import ParkingFullError
 from kafka_delivery.names import PARKED, PARKED_INDEX, PARKED_ROOM
 from kafka_delivery_worker import parking
-from kafka_delivery_worker.embedded import Valkey
 from kafka_delivery_worker.parking import Parked, ParkingStore
 
 
-@pytest.fixture(scope="module", params=["valkey", pytest.param("redis", marks=pytest.mark.real)])
-def server(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "redis":
-        yield request.getfixturevalue("real_redis").url
-    else:
-        with Valkey() as valkey:
-            yield valkey.url
-
-
 @pytest.fixture
-def client(server: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(server, socket_timeout=5) as connected:
-        connected.delete(PARKED, PARKED_INDEX, PARKED_ROOM)
-        yield connected
+def client(either_redis: redis.Redis) -> redis.Redis:
+    return either_redis
 
 
 @pytest.fixture
@@ -270,14 +260,14 @@ def _together(count: int, park: Callable[[int], str]) -> list[str]:
     kept: list[str] = []
 
     def run(number: int) -> None:
-        start.wait()
+        start.wait(60)
         kept.append(park(number))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     return kept
 
 
@@ -374,7 +364,7 @@ class TestRoom:
 
         def together(keys: Any, arguments: Any) -> Any:
             answer = ask(keys, arguments)
-            all_have_asked.wait(10)
+            all_have_asked.wait(60)
             return answer
 
         bounded._park = together
@@ -450,7 +440,7 @@ class TestRoom:
         assert one.count() == 8
 
     def test_what_is_refused_for_want_of_room_is_not_what_redis_refuses(self, moment: SimpleNamespace) -> None:
-        with redis.Redis(port=1) as nobody, pytest.raises(redis.RedisError):
+        with redis.Redis(port=1, retry=Retry(NoBackoff(), 0)) as nobody, pytest.raises(redis.RedisError):
             ParkingStore(nobody, max_bytes=self.ROOM).park(item())
 
 

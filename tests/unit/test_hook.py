@@ -52,7 +52,7 @@ def test_it_is_told_of_each_in_order_in_a_thread_of_its_own() -> None:
     one = Hook(lambda letter: told.append((letter.message_id, threading.current_thread().name)))
     for number in range(100):
         one.tell(numbered(number))
-    one.close(10)
+    one.close(60)
     assert told == [(f"id-{number}", "kafka-delivery-hook") for number in range(100)]
 
 
@@ -68,7 +68,7 @@ def test_what_it_raises_is_logged_and_changes_nothing(error: BaseException, capl
     one = Hook(function)
     one.tell(numbered(0))
     one.tell(numbered(1))
-    one.close(10)
+    one.close(60)
     assert told == ["id-0", "id-1"]
     (line,) = logged(caplog)
     assert line == f"on_dead_letter.failed message_id=id-0 error={type(error).__name__}"
@@ -89,11 +89,11 @@ class TestSlow:
 
         def hang(letter: DeadLettered) -> None:
             begun.set()
-            held.wait(30)
+            held.wait(120)
 
         one = Hook(hang)
         one.tell(numbered(0))
-        assert begun.wait(10)
+        assert begun.wait(60)
         for number in range(1, 16):
             one.tell(numbered(number))  # returns, or the test times out
         skipped = logged(caplog)
@@ -105,14 +105,14 @@ class TestSlow:
         told: list[str] = []
 
         def wait(letter: DeadLettered) -> None:
-            held.wait(30)
+            held.wait(120)
             told.append(letter.message_id)
 
         one = Hook(wait)
         for number in range(3):
             one.tell(numbered(number))
         threading.Timer(0.1, held.set).start()
-        one.close(10)
+        one.close(60)
         assert told == ["id-0", "id-1", "id-2"]
 
     def test_many_threads_tell(self) -> None:
@@ -127,8 +127,8 @@ class TestSlow:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
-        one.close(10)
+            thread.join(60)
+        one.close(60)
         assert sorted(told) == sorted(f"id-{number}" for number in range(320))
 
 
@@ -170,5 +170,5 @@ def test_nothing_is_left_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[DeadLettered] = []
     one = Hook(told.append)
     one.tell(LETTER)
-    wait_until(lambda: told == [LETTER], 10, "it to be told")
+    wait_until(lambda: told == [LETTER], 60, "it to be told")
     one.close(1)

@@ -1,4 +1,4 @@
-"""What becomes of a process's probes, with a clock of the test's; how the breaker uses them is in test_breaker."""
+"""What becomes of a process's probes, by a clock of the test's. Their use: tests/integration/breaker."""
 
 from __future__ import annotations
 
