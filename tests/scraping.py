@@ -8,9 +8,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kafka_delivery.settings import Settings
 from kafka_delivery_worker.embedded import free_port
+from kafka_delivery_worker.metrics import catalogue
+from kafka_delivery_worker.metrics.fleet import registry
 from servers import wait_until
 from stack import BIN, Stack, Worker
 
@@ -64,6 +68,16 @@ def ports(*workers: Worker) -> list[int]:
     return [
         int(port) for worker in workers for port in re.findall(r"metrics\.served address=\S+ port=(\d+)", worker.log)
     ]
+
+
+def names_of(metrics: tuple[catalogue.Metric, ...]) -> dict[str, str]:
+    """The kinds of metrics by their names."""
+    return {one.name: one.kind for one in metrics}
+
+
+def collected(system: Stack, **changes: int) -> Scraped:
+    """What the exporter of a stack would tell, in this process."""
+    return Scraped(generate_latest(registry(Settings.from_env(system.env(**changes)))).decode())
 
 
 @contextmanager

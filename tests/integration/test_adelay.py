@@ -134,27 +134,6 @@ def test_context_variables_are_carried_over(application: Stack, monkeypatch: pyt
     assert sorted(seen) == sorted(f"request-{n}" for n in range(20))
 
 
-def test_each_loop_and_each_process_can_send(application: Stack) -> None:
-    printed = application.application("""
-        import asyncio, os
-        from kafka_delivery import send
-
-        def request(message_id):
-            asyncio.run(send.adelay("orders", "v", message_id=message_id))
-
-        request("first")
-        request("second")
-        child = os.fork()
-        if not child:
-            request("child")
-            os._exit(0)
-        print(os.waitpid(child, 0)[1])
-        request("parent")
-    """)
-    assert printed.strip() == "0"
-    assert queued(application) == ["first", "second", "child", "parent"]
-
-
 def test_a_call_for_which_the_system_has_no_thread_was_not_tried(
     application: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,27 +343,6 @@ class TestConnection:
         store("second", place("second"))
         assert call.result(5) == place("second")
 
-    def test_is_the_childs_own_after_a_fork(self, application: Stack, calls: ThreadPoolExecutor) -> None:
-        """As gunicorn with a preloaded application."""
-        printed = calls.submit(
-            application.application,
-            """
-            import os
-            from kafka_delivery import send_and_wait
-
-            print(send_and_wait("orders", "v", message_id="parent", timeout=20)["message_id"], flush=True)
-            child = os.fork()
-            if not child:
-                print(send_and_wait("orders", "v", message_id="child", timeout=20)["message_id"], flush=True)
-                os._exit(0)
-            print(os.waitpid(child, 0)[1], send_and_wait("orders", "v", message_id="after", timeout=20)["message_id"])
-            """,
-        )
-        for message_id in ("parent", "child", "after"):
-            wait_until(lambda one=message_id: one in queued(application), 20, f"{message_id} to be queued")  # type: ignore[misc]
-            store(message_id, place(message_id))
-        assert printed.result(20).split() == ["parent", "child", "0", "after"]
-
 
 @pytest.mark.real
 @both

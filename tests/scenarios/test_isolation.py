@@ -6,17 +6,13 @@ Each test is a fresh process. What needs no server: tests/unit/test_isolation.py
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from kafka_delivery.settings import ENV_PREFIX
+from fresh import printed
 from kafka_delivery_worker.embedded import Valkey
 
 DEAD = "redis://127.0.0.1:1/0"
@@ -49,16 +45,7 @@ def their_client(theirs: str) -> Iterator[redis.Redis]:
 
 def run(code: str, redis_url: str, **env: str) -> Any:
     """Run an application's code in a process of its own; return what it prints as JSON."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith((ENV_PREFIX, "CELERY_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", "import json\n" + textwrap.dedent(code)],
-        env=clean | {"KAFKA_DELIVERY_REDIS_URL": redis_url} | env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed(code, KAFKA_DELIVERY_REDIS_URL=redis_url, KAFKA_DELIVERY_ENQUEUE_TIMEOUT_S="10", **env)
 
 
 def queued(client: redis.Redis, queue: str = "kafka-delivery") -> list[str]:
@@ -196,93 +183,6 @@ def test_sending_changes_nothing_in_logging_and_writes_nothing(redis_url: str, r
     )
     assert found == [{}, ""]
     assert redis_client.llen("kafka-delivery") == 3
-
-
-@pytest.mark.parametrize(
-    "call",
-    ["send.delay('orders', name)", "send.apply_async(('orders', name), countdown=1)"],
-    ids=["plain", "through Celery"],
-)
-def test_a_forked_child_sends_over_a_connection_of_its_own(
-    call: str, redis_url: str, redis_client: redis.Redis
-) -> None:
-    """As under a server that forks its workers after the application was loaded, and had sent something."""
-    parent, children, connections = run(
-        f"""
-        import os
-        import redis
-        from kafka_delivery import send
-        watcher = redis.Redis.from_url({redis_url!r})
-
-        def sends(name, count):
-            return [{call}.id for _ in range(count)]
-
-        def connections():
-            return [c["addr"] for c in watcher.client_list() if c["id"] != str(watcher.client_id())]
-
-        sent = sends("parent", 1)
-        before = set(connections())
-        ready, tell = os.pipe()
-        result, report = os.pipe()
-        go, release = os.pipe()
-        for number in range(3):
-            if os.fork() == 0:
-                code = 1
-                try:
-                    ids = sends(f"child {{number}}", 50)
-                    os.write(report, (json.dumps(ids) + "\\n").encode())
-                    os.write(tell, b"x")
-                    os.close(release)
-                    os.read(go, 1)  # until the parent has counted the connections
-                    code = 0
-                finally:
-                    os._exit(code)
-        sent += sends("parent", 50)  # meanwhile: on a shared connection the answers would be mixed up
-        for _ in range(3):
-            os.read(ready, 1)
-        new = len(set(connections()) - before)
-        os.close(release)
-        assert [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)] == [0, 0, 0]
-        os.close(report)
-        children = [json.loads(line) for line in os.fdopen(result)]
-        print(json.dumps([sent, children, new]))
-        """,
-        redis_url,
-    )
-    assert sorted(queued(redis_client)) == sorted([*parent, *(one for child in children for one in child)])
-    assert [len(parent), *map(len, children)] == [51, 50, 50, 50]
-    assert connections >= 3
-
-
-def test_a_forked_child_hears_results_over_a_connection_of_its_own(redis_url: str) -> None:
-    """On a shared one each would read, and lose, what is meant for the other."""
-    found = run(
-        """
-        import os
-        from kafka_delivery import app, send
-
-        def hears():
-            sent = send.apply_async(("orders", "v"), ignore_result=False)
-            app.backend.store_result(sent.id, sent.id, "SUCCESS")  # as a worker does
-            return sent.get(timeout=5) == sent.id
-
-        def socket():
-            return app.backend.result_consumer._pubsub.connection._sock.getsockname()
-
-        before = hears(), socket()
-        result, report = os.pipe()
-        if os.fork() == 0:
-            try:
-                os.write(report, json.dumps([hears(), socket() != before[1]]).encode())
-            finally:
-                os._exit(0)
-        os.close(report)
-        child = json.loads(os.fdopen(result).read())
-        print(json.dumps([before[0], child, hears(), socket() == before[1]]))
-        """,
-        redis_url,
-    )
-    assert found == [True, [True, True], True, True]
 
 
 @pytest.mark.parametrize(
