@@ -1,6 +1,6 @@
 """Beside an application's own Celery: our sends go to our Redis and theirs to theirs, from any process and thread.
 
-Each test is a fresh process. What needs no server: tests/unit/test_isolation.py.
+Each test is a fresh process. What needs no server: test_isolation_of_imports.py.
 """
 
 from __future__ import annotations
@@ -53,61 +53,79 @@ def queued(client: redis.Redis, queue: str = "kafka-delivery") -> list[str]:
     return [json.loads(message)["headers"]["id"] for message in reversed(client.lrange(queue, 0, -1))]
 
 
-@pytest.mark.parametrize("order", ["ours first", "theirs first"])
+@pytest.mark.parametrize("order", [pytest.param("ours first", marks=pytest.mark.smoke), pytest.param("theirs first")])
 def test_each_app_sends_to_its_own_redis(
     order: str, redis_url: str, redis_client: redis.Redis, theirs: str, their_client: redis.Redis
 ) -> None:
+    """Also from a task of theirs.
+
+    Celery lets a message inherit from the task that sends it; the app and its queue must not be among that.
+    """
     ours = "from kafka_delivery import send\n"
-    ids = run(
+    found = run(
         (ours + USERS_APP if order == "ours first" else USERS_APP + ours)
         + """
 first, second = shared.delay("theirs"), send.delay("orders", "ours")
 third, fourth = send.apply_async(("orders", "ours"), countdown=60), shared.delay("theirs")
-print(json.dumps([task.id for task in (first, second, third, fourth)]))
-""",
-        redis_url,
-        CELERY_BROKER_URL=theirs,
-        CELERY_RESULT_BACKEND=theirs,
-    )
-    assert queued(redis_client) == [ids[1], ids[2]]
-    assert queued(their_client, "celery") == [ids[0], ids[3]]
-    assert not redis_client.exists("celery")
-    assert not their_client.exists("kafka-delivery")
-
-
-@pytest.mark.parametrize("how", ["delay('orders', 'v')", "apply_async(('orders', 'v'), ignore_result=False)"])
-def test_a_dead_redis_of_the_users_does_not_concern_us(how: str, redis_url: str, redis_client: redis.Redis) -> None:
-    names = ("BROKER_URL", "BROKER_READ_URL", "BROKER_WRITE_URL", "RESULT_BACKEND")
-    sent = run(
-        f"from kafka_delivery import send\nprint(json.dumps(send.{how}.id))",
-        redis_url,
-        **{f"CELERY_{name}": DEAD for name in names},
-    )
-    assert queued(redis_client) == [sent]
-
-
-def test_a_send_from_a_task_of_the_users_goes_to_our_redis(
-    redis_url: str, redis_client: redis.Redis, theirs: str, their_client: redis.Redis
-) -> None:
-    """Celery lets a message inherit from the task that sends it; the app and its queue must not be among that."""
-    parent, sent = run(
-        USERS_APP
-        + """
-from kafka_delivery import send
 
 @user.task(name="users.sends", bind=True)
 def sends(self):
     return [self.request.id, send.delay("orders", "v").id]
 
-print(json.dumps(sends.apply().get()))
+parent, fifth = sends.apply().get()
+print(json.dumps({
+    "theirs": [first.id, fourth.id], "ours": [second.id, third.id, fifth], "from another": parent != fifth
+}))
 """,
         redis_url,
         CELERY_BROKER_URL=theirs,
         CELERY_RESULT_BACKEND=theirs,
     )
-    assert queued(redis_client) == [sent]
-    assert sent != parent
-    assert their_client.dbsize() == 0
+    assert queued(redis_client) == found["ours"]
+    assert queued(their_client, "celery") == found["theirs"]
+    assert found["from another"]
+    assert not redis_client.exists("celery")
+    assert not their_client.exists("kafka-delivery")
+
+
+def test_a_dead_redis_of_the_users_does_not_concern_us_and_a_send_leaves_logging_as_it_is(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
+    names = ("BROKER_URL", "BROKER_READ_URL", "BROKER_WRITE_URL", "RESULT_BACKEND")
+    found = run(
+        """
+        import io, logging, sys
+        written = io.StringIO()
+        import celery, kombu.transport.redis
+        from kafka_delivery import send, send_many
+
+        def state():
+            root = logging.getLogger()
+            every = [("", root), *root.manager.loggerDict.items()]
+            return {
+                name: [logger.level, logger.disabled, [type(h).__name__ for h in logger.handlers]]
+                for name, logger in every
+                if isinstance(logger, logging.Logger)
+            }
+
+        before = state()
+        real, sys.stdout, sys.stderr = (sys.stdout, sys.stderr), written, written
+        sent = [
+            send.delay("orders", "v").id,
+            send.apply_async(("orders", "v"), countdown=1).id,
+            send_many.delay([{"topic": "orders", "value": "v"}]).id,
+            send.apply_async(("orders", "v"), ignore_result=False).id,
+        ]
+        sys.stdout, sys.stderr = real
+        after = state()
+        changed = {name: [before[name], after[name]] for name in before if after[name] != before[name]}
+        print(json.dumps({"sent": sent, "changed": changed, "written": written.getvalue()}))
+        """,
+        redis_url,
+        **{f"CELERY_{name}": DEAD for name in names},
+    )
+    assert queued(redis_client) == found["sent"]
+    assert (found["changed"], found["written"]) == ({}, "")
 
 
 @pytest.mark.parametrize("used", [True, False], ids=["in use", "idle"])
@@ -150,39 +168,6 @@ with app.producer_pool.acquire(block=True) as producer:
         CELERY_BROKER_URL=theirs,
     )
     assert limit == 3
-
-
-def test_sending_changes_nothing_in_logging_and_writes_nothing(redis_url: str, redis_client: redis.Redis) -> None:
-    found = run(
-        """
-        import io, logging, sys
-        written = io.StringIO()
-        import celery, kombu.transport.redis
-        from kafka_delivery import send, send_many
-
-        def state():
-            root = logging.getLogger()
-            every = [("", root), *root.manager.loggerDict.items()]
-            return {
-                name: [logger.level, logger.disabled, [type(h).__name__ for h in logger.handlers]]
-                for name, logger in every
-                if isinstance(logger, logging.Logger)
-            }
-
-        before = state()
-        real, sys.stdout, sys.stderr = (sys.stdout, sys.stderr), written, written
-        send.delay("orders", "v")
-        send.apply_async(("orders", "v"), countdown=1)
-        send_many.delay([{"topic": "orders", "value": "v"}])
-        sys.stdout, sys.stderr = real
-        after = state()
-        changed = {name: [before[name], after[name]] for name in before if after[name] != before[name]}
-        print(json.dumps([changed, written.getvalue()]))
-        """,
-        redis_url,
-    )
-    assert found == [{}, ""]
-    assert redis_client.llen("kafka-delivery") == 3
 
 
 @pytest.mark.parametrize(
