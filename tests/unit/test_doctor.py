@@ -59,7 +59,7 @@ def test_what_has_no_timeout_of_its_own_does_not_hang_the_command_either() -> No
         yield doctor.Finding("late", "ok", "never seen")
 
     try:
-        findings = list(doctor._within(0.3, "slow", endless(), "do this"))
+        findings = list(doctor._within(0.1, "slow", endless(), "do this"))
         assert not ended.is_set()
     finally:
         end.set()
