@@ -20,7 +20,7 @@ class Client:
                 "enable.idempotence": True,
                 "allow.auto.create.topics": False,
                 "topic.metadata.propagation.max.ms": 300,
-                "message.timeout.ms": 15_000,
+                "message.timeout.ms": 60_000,
                 "reconnect.backoff.max.ms": 200,
                 "log_level": 0,
                 "error_cb": lambda _: None,
@@ -40,7 +40,7 @@ class Client:
             self.produce(topic, value, **more)
         except KafkaException as error:
             return int(error.args[0].code())
-        assert self.producer.flush(20) == 0
+        assert self.producer.flush(60) == 0
         return self.reports[-1]
 
 

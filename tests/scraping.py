@@ -86,9 +86,9 @@ def exporter(system: Stack) -> Iterator[int]:
     port = free_port()
     with subprocess.Popen([BIN / "kafka-delivery", "exporter", "--port", str(port)], env=system.env()) as process:
         try:
-            wait_until(lambda: answers(port) or process.poll() is not None, 20, "the exporter to answer")
+            wait_until(lambda: answers(port) or process.poll() is not None, 60, "the exporter to answer")
             assert process.poll() is None
             yield port
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)

@@ -63,11 +63,11 @@ def test_an_outage_holds_a_record_back_and_loses_none(mock_kafka: MockKafka, cli
     mock_kafka.down()
     client.produce("topic", b"during")
     assert client.producer.flush(0.3) == 1
-    with pytest.raises(KafkaException, match="_TRANSPORT"):
+    with pytest.raises(KafkaException, match=r"_TRANSPORT|_TIMED_OUT"):
         Client(servers).producer.list_topics(timeout=0.3)
 
     mock_kafka.up()
-    assert client.producer.flush(15) == 0
+    assert client.producer.flush(60) == 0
     assert client.reports == [0, 0]
     assert mock_kafka.bootstrap_servers == servers
     assert [record.value for record in read_all(servers, ["topic"])] == [b"before", b"during"]
@@ -78,7 +78,7 @@ def test_a_broker_leads_what_it_is_told_to(mock_kafka: MockKafka, client: Client
     for first, second in (1, 2), (2, 3), (3, 1):
         mock_kafka.lead(first, "topic")
         mock_kafka.lead(second, "topic", 1)
-        partitions = client.producer.list_topics("topic", timeout=5).topics["topic"].partitions
+        partitions = client.producer.list_topics("topic", timeout=30).topics["topic"].partitions
         assert (partitions[0].leader, partitions[1].leader) == (first, second)
     with pytest.raises(KafkaException):
         mock_kafka.lead(9, "topic")
@@ -89,20 +89,20 @@ def test_one_broker_down_stops_its_own_partitions_only(mock_kafka: MockKafka, cl
     mock_kafka.create_topic("topic", 2)
     mock_kafka.lead(down, "topic", stopped)
     mock_kafka.lead(2, "topic", served)
-    client.producer.list_topics("topic", timeout=5)
+    client.producer.list_topics("topic", timeout=30)
 
     mock_kafka.broker_down(down)
     client.produce("topic", partition=stopped)
     client.produce("topic", partition=served)
     # Not how many events a poll served: an error of the other broker is one too.
     wait_until(
-        lambda: client.producer.poll(0.05) >= 0 and client.reports == [0], 10, "no report from a broker that is up"
+        lambda: client.producer.poll(0.05) >= 0 and client.reports == [0], 30, "no report from a broker that is up"
     )
     assert client.producer.flush(0.3) == 1
     assert client.reports == [0]
 
     mock_kafka.broker_up(down)
-    assert client.producer.flush(15) == 0
+    assert client.producer.flush(60) == 0
     assert client.reports == [0, 0]
 
 
@@ -134,7 +134,7 @@ def test_other_requests_can_fail_too(mock_kafka: MockKafka) -> None:
     # Python raises a SystemError in place of the client's.
     producer = Client(mock_kafka.bootstrap_servers).producer
     with pytest.raises(KafkaException, match="FATAL,code=CLUSTER_AUTHORIZATION_FAILED"):
-        wait_until(lambda: producer.poll(0.05) < 0, 10, "the client went on")
+        wait_until(lambda: producer.poll(0.05) < 0, 30, "the client went on")
     with pytest.raises(KeyError):
         mock_kafka.fail_next(KafkaError.UNKNOWN, api="Unheard")
 
@@ -144,7 +144,7 @@ def test_a_topic_error_lasts_until_it_is_cleared(mock_kafka: MockKafka, client: 
     assert client.send("topic") == KafkaError.TOPIC_AUTHORIZATION_FAILED
 
     mock_kafka.topic_error("topic", 0)
-    wait_until(lambda: client.send("topic") == 0, 5, "the error stayed")
+    wait_until(lambda: client.send("topic") == 0, 30, "the error stayed")
 
 
 def test_a_slow_broker_answers_late(mock_kafka: MockKafka, client: Client) -> None:
@@ -261,7 +261,7 @@ def test_kafka_refuses_a_forbidden_write(real_kafka: RealKafka) -> None:
     assert [record.value for record in read_all(real_kafka.bootstrap_servers, ["forbidden"])] == [b"1"]
 
     real_kafka.allow_write("forbidden")
-    wait_until(lambda: client.send("forbidden", b"3") == 0, 10, "the refusal stayed")
+    wait_until(lambda: client.send("forbidden", b"3") == 0, 30, "the refusal stayed")
 
 
 @pytest.mark.real

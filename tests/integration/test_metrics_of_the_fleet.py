@@ -19,7 +19,6 @@ from kafka_delivery_worker import counts
 from kafka_delivery_worker.breaker.rules import Rules
 from kafka_delivery_worker.breaker.store import CircuitStore
 from kafka_delivery_worker.counts import Counts
-from kafka_delivery_worker.embedded import free_port
 from kafka_delivery_worker.metrics import catalogue
 from kafka_delivery_worker.metrics.fleet import FleetCollector
 from kafka_delivery_worker.parking import Parked, ParkingStore
@@ -33,17 +32,17 @@ DAY_MS = 86_400_000
 def test_what_redis_does_not_take_is_told_once_and_written_later(redis_url: str, redis_client: redis.Redis) -> None:
     class Away:
         prefix = ""
-        client: redis.Redis = redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+        client: redis.Redis = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
 
     away, told = Away(), Counter[str]()
     counting = Counts(away, 0.01, told.update)  # type: ignore[arg-type]
     counting.add("delivered", "orders", 2)
-    wait_until(lambda: told["delivered:orders"] == 2, 5, "it to be told")
+    wait_until(lambda: told["delivered:orders"] == 2, 30, "it to be told")
     counting.add("delivered", "orders")
-    wait_until(lambda: told["delivered:orders"] == 3, 5, "it to be told")
+    wait_until(lambda: told["delivered:orders"] == 3, 30, "it to be told")
     assert counts.read(redis_client) == {}
     away.client = redis_client
-    wait_until(lambda: counts.read(redis_client) == {"orders": {"delivered": 3}}, 5, "it to be written")
+    wait_until(lambda: counts.read(redis_client) == {"orders": {"delivered": 3}}, 30, "it to be written")
     counting.stop()
     assert told == {"delivered:orders": 3}
 
@@ -68,7 +67,7 @@ def fill(system: Stack) -> None:
     put.hset(base + "counts:1", mapping={"delivered:orders": 7, "dead-lettered:orders": 1, "dead-lettered:bills": 2})
     circuits = CircuitStore(RedisClient(settings.current()), "default", Rules.of(settings.current()), "worker-1")
     circuits.force("topic:orders", "open", 0, "somebody", "a test")
-    put.zadd(circuits.base + "workers", {"w1": now_ms, "w2": now_ms - 1_000, "gone": now_ms - 8_000})
+    put.zadd(circuits.base + "workers", {"w1": now_ms + DAY_MS, "w2": now_ms + DAY_MS, "gone": now_ms - 8_000})
 
 
 def test_the_exporter_tells_all_that_lies_in_redis(delivery: Stack) -> None:

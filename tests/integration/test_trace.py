@@ -53,7 +53,7 @@ class TestInRedis:
         delivery.redis.zadd("kafka-delivery:delayed:1:kafka-delivery", {item: (time.time() + 100) * 1000})
         found = trace(sent.id, code=ON_ITS_WAY)
         assert found["where"] == "delayed"
-        assert found["in_s"] == pytest.approx(100, abs=20)
+        assert found["in_s"] == pytest.approx(100, abs=60)
 
     def test_it_waits_for_its_topics_circuit(self, delivery: Stack) -> None:
         sent = send.delay("orders", PAYLOAD)
@@ -64,11 +64,11 @@ class TestInRedis:
 
     def test_a_worker_that_died_holds_it(self, delivery: Stack) -> None:
         sent = send.delay("orders", PAYLOAD)
-        delivery.redis.zadd("kafka-delivery:leases:1", {"dead": (time.time() + 20) * 1000})
+        delivery.redis.zadd("kafka-delivery:leases:1", {"dead": (time.time() + 200) * 1000})
         delivery.redis.hset("kafka-delivery:held:1:dead", "1.1:kafka-delivery", delivery.redis.rpop("kafka-delivery"))
         found = place(sent.id)
         assert (found.where, found.facts["lease"], found.facts["worker"]) == (Where.HELD, "dead", None)
-        assert found.facts["lease_ends_in_s"] == pytest.approx(20, abs=10)
+        assert found.facts["lease_ends_in_s"] == pytest.approx(200, abs=60)
 
     def test_celerys_own_transport_holds_it(self, delivery: Stack) -> None:
         sent = send.delay("orders", PAYLOAD)
@@ -187,7 +187,7 @@ def test_a_topic_is_read_from_the_time_that_the_id_tells_and_once(redis_url: str
         for _ in range(count):
             producer.produce("orders", "x", headers=[("message-id", message_id), ("message-id", "another")])
             producer.poll(0)
-        producer.flush(10)
+        producer.flush(60)
 
     with stack(redis_url, mock_kafka):
         produce(TAIL + 500, "old")
@@ -221,7 +221,7 @@ def test_time_bounds_what_is_read(redis_url: str, real_kafka: RealKafka) -> None
         for number in range(count):
             producer.produce(name, "x", str(number), headers=[("message-id", message_id)], timestamp=timestamp)
             producer.poll(0)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     produce(20_000, "older", hour_ago)
     sent = uuid7()

@@ -131,9 +131,19 @@ print(json.dumps({
 """
 
 
+@pytest.mark.smoke
 def test_the_projects_own_celery_is_untouched(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> None:
     with Valkey() as other, redis.Redis.from_url(other.url) as their_client:
-        done = python("-c", OWN_CELERY, env={"OURS": redis_url, "THEIRS": other.url, "CELERY_BROKER_URL": other.url})
+        done = python(
+            "-c",
+            OWN_CELERY,
+            env={
+                "OURS": redis_url,
+                "THEIRS": other.url,
+                "CELERY_BROKER_URL": other.url,
+                "KAFKA_DELIVERY_ENQUEUE_TIMEOUT_S": "10",
+            },
+        )
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout)
         first, theirs, second = said["sent"]

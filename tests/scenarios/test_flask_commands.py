@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import redis
 
 from fresh import python
@@ -88,9 +89,15 @@ class TestTheCommandLine:
         assert "--loglevel" in python(*command, "worker", "--help", cwd=tmp_path).stdout
 
 
+@pytest.mark.smoke
 def test_the_projects_own_celery_is_untouched(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> None:
     with Valkey() as other, redis.Redis.from_url(other.url) as their_client:
-        env = {"OURS": redis_url, "THEIRS": other.url, "CELERY_BROKER_URL": other.url}
+        env = {
+            "OURS": redis_url,
+            "THEIRS": other.url,
+            "CELERY_BROKER_URL": other.url,
+            "KAFKA_DELIVERY_ENQUEUE_TIMEOUT_S": "10",
+        }
         done = python("-c", OWN_CELERY, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout)

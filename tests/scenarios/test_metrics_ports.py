@@ -29,8 +29,8 @@ def test_a_worker_tells_what_the_catalogue_says_and_nothing_else(delivery: Stack
     worker = delivery.worker(*ALONE, METRICS_PORT=port, PRODUCER='{"statistics.interval.ms": 200}')
     sent = [send.delay(topic, CARD, key=CARD, headers={"h": CARD}, timestamp=1).id for _ in range(20)]
     delivery.wait_for(topic, set(sent))
-    wait_until(lambda: scrape(port).sum("kafka_delivery_record_queue_seconds_count") == 20, 10, "statistics")
-    wait_until(lambda: scrape(port).sum(RECORDS) == 20, 10, "all to be counted")
+    wait_until(lambda: scrape(port).sum("kafka_delivery_record_queue_seconds_count") == 20, 60, "statistics")
+    wait_until(lambda: scrape(port).sum(RECORDS) == 20, 60, "all to be counted")
 
     found = scrape(port)
     told = {name: kind for name, kind in found.types.items() if not name.startswith("process_")}
@@ -53,11 +53,11 @@ def test_what_is_in_flight_and_what_failed_is_told(redis_client: redis.Redis, re
         system.worker(*ALONE, METRICS_PORT=port, STALL_S=60)
         kafka.fail_next(44)  # POLICY_VIOLATION: a verdict on the record
         send.delay("orders", "refused")
-        wait_until(lambda: scrape(port).has("kafka_delivery_record_errors_total"), 20, "an error")
+        wait_until(lambda: scrape(port).has("kafka_delivery_record_errors_total"), 60, "an error")
         kafka.delay(-1, 60_000)  # for longer than anybody looks
         for _ in range(3):
             send.delay("orders", b"12345", key=b"123")
-        wait_until(lambda: scrape(port).sum("kafka_delivery_in_flight_records") >= 3, 20, "records in flight")
+        wait_until(lambda: scrape(port).sum("kafka_delivery_in_flight_records") >= 3, 60, "records in flight")
 
         found = scrape(port)
         assert found.by("kafka_delivery_record_errors_total", "error", "topic") == {("POLICY_VIOLATION", "orders"): 1}
@@ -95,10 +95,10 @@ def test_every_process_of_a_pool_tells_its_own(delivery: Stack, topic: str, pool
     worker = delivery.worker(*ALONE, "-P", pool, "-c", "2", METRICS_PORT=free_port())
     sent = {send.delay(topic, "v").id for _ in range(30)}
     delivery.wait_for(topic, sent)
-    wait_until(lambda: len(ports(worker)) >= processes, 20, "all to serve")  # a child may be the last to begin
+    wait_until(lambda: len(ports(worker)) >= processes, 60, "all to serve")  # a child may be the last to begin
     places = ports(worker)
     assert len(places) == processes
-    wait_until(lambda: sum(scrape(port).sum(RECORDS) for port in places) == 30, 10, "all to be counted")
+    wait_until(lambda: sum(scrape(port).sum(RECORDS) for port in places) == 30, 60, "all to be counted")
 
 
 def test_without_a_port_there_is_nothing(delivery: Stack, topic: str) -> None:
@@ -120,14 +120,14 @@ def test_a_redis_that_hangs_is_told_in_bounded_time(real_redis: RealRedis) -> No
         try:
             started = time.monotonic()
             found = scrape(port)
-            assert time.monotonic() - started < 8, "Prometheus gives up after ten seconds"
+            assert time.monotonic() - started < 10, "Prometheus gives up after ten seconds"
             started = time.monotonic()
             assert collected(system).sum("kafka_delivery_up") == 0
-            assert time.monotonic() - started < 8, "also where it was never reached before"
+            assert time.monotonic() - started < 10, "also where it was never reached before"
         finally:
             real_redis.resume()
         assert [(one.name, one.value) for one in found.samples] == [("kafka_delivery_up", 0)]
-        wait_until(lambda: scrape(port).sum("kafka_delivery_up") == 1, 10, "it to answer again")
+        wait_until(lambda: scrape(port).sum("kafka_delivery_up") == 1, 60, "it to answer again")
 
 
 def test_the_exporter_starts_before_redis(mock_kafka: MockKafka) -> None:

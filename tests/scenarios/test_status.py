@@ -11,7 +11,7 @@ import pytest
 from kafka_delivery import send
 from servers import wait_until
 from stack import Stack
-from watching import other_worker
+from watching import ALONE, other_worker
 
 STRANGER = """
     from celery import Celery
@@ -29,21 +29,21 @@ def status(system: Stack) -> dict[str, Any]:
 
 @pytest.mark.parametrize("transport", ["celery", "leased"])
 def test_what_workers_do_is_seen(delivery: Stack, topic: str, tmp_path: Path, transport: str) -> None:
-    worker = delivery.worker(TRANSPORT=transport)
+    worker = delivery.worker(*ALONE, TRANSPORT=transport)
     other_worker(delivery, tmp_path, STRANGER.format(url=delivery.settings["REDIS_URL"]))
     for n in range(3):
         send.delay(topic, n.to_bytes())
     send.apply_async((topic, "later"), countdown=600)
-    wait_until(lambda: status(delivery)["topics"].get(topic, {}).get("delivered") == 3, 20, "the counters")
+    wait_until(lambda: status(delivery)["topics"].get(topic, {}).get("delivered") == 3, 60, "the counters")
     # A record is counted before its message is let go of.
-    wait_until(lambda: not delivery.redis.llen("kafka-delivery") and delivery.waiting == 1, 20, "the later one alone")
+    wait_until(lambda: not delivery.redis.llen("kafka-delivery") and delivery.waiting == 1, 60, "the later one alone")
     found: dict[str, Any] = {}
 
     def answered() -> bool:
         found.update(status(delivery))
         return bool(found["workers"])
 
-    wait_until(answered, 20, "the worker to answer in time")
+    wait_until(answered, 60, "the worker to answer in time")
     # The worker of somebody else's app in the same database is alive too, but delivers nothing.
     (name,) = found["workers"]
     assert name.startswith("w0@")

@@ -22,7 +22,7 @@ class TestOfTheWorld:
         delivery.worker(*ALONE)
         ids = [send.delay(topic, PAYLOAD, key=str(n)).id for n in range(30)]
         records = {dict(one.headers)["message-id"].decode(): one for one in delivery.wait_for(topic, set(ids))}  # type: ignore[union-attr]
-        wait_until(lambda: bool(delivery.redis.hget(names.COUNTS, f"delivered:{topic}")), 10, "it to be counted")
+        wait_until(lambda: bool(delivery.redis.hget(names.COUNTS, f"delivered:{topic}")), 60, "it to be counted")
         delivery.wait_empty()
         found = trace(ids[17], code=DELIVERED)
         where = records[ids[17]]
@@ -30,7 +30,7 @@ class TestOfTheWorld:
         assert found["known_from"] == "topic"
 
         wanted = send.apply_async((topic, PAYLOAD), ignore_result=False)
-        result = wanted.get(timeout=20)
+        result = wanted.get(timeout=60)
         delivery.wait_empty()
         found = trace(wanted.id, "--limit", "0", code=DELIVERED)
         assert (found["offset"], found["known_from"]) == (result["offset"], "result")
@@ -64,7 +64,7 @@ class TestOfTheWorld:
 
             mock_kafka.down()
             held = send.delay("orders", PAYLOAD)
-            wait_until(lambda: (at := place(held.id)) is not None and at.where == Where.HELD, 10, "a worker to hold it")
+            wait_until(lambda: (at := place(held.id)) is not None and at.where == Where.HELD, 60, "a worker to hold it")
 
             def named() -> bool:
                 """A busy worker may not answer in time."""

@@ -47,7 +47,7 @@ class Screen:
     def forget(self) -> None:
         self._written = b""
 
-    def wait_for(self, pattern: str, timeout: float = 20) -> None:
+    def wait_for(self, pattern: str, timeout: float = 60) -> None:
         wait_until(lambda: re.search(pattern, self.text) is not None, timeout, f"{pattern!r} on the screen")
 
 
@@ -80,10 +80,10 @@ def test_it_shows_what_happens_survives_redis_and_ends_cleanly(mock_kafka: MockK
         shown.forget()
         valkey.start()
         shown.wait_for(r"waiting in kafka-delivery")
-        wait_until(lambda: "No answer" not in shown.text[-3_000:], 20, "it to be well again")
+        wait_until(lambda: "No answer" not in shown.text[-3_000:], 60, "it to be well again")
 
         shown.process.send_signal(signal.SIGINT)
-        assert shown.process.wait(10) == 0
+        assert shown.process.wait(60) == 0
         assert "Traceback" not in shown.text
 
 
@@ -93,5 +93,5 @@ def test_programs_get_a_line_a_second(delivery: Stack) -> None:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert [json.loads(line)["in_flight"] for line in lines] == [0, 0]
