@@ -5,6 +5,7 @@ That the program itself starts, and what it does with signals, is tried with pro
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -14,16 +15,19 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from kafka_delivery.celery_app import reload
+from kafka_delivery.errors import SettingsError
 from kafka_delivery_worker.cli import main
 
 
 def run(arguments: Sequence[str], env: Mapping[str, str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run `kafka-delivery` with these arguments, in this environment.
 
-    Standard input is empty or `stdin`, standard output is no terminal. What the command raises as a fault of its own
-    comes out as the exception that it is, not as a traceback on standard error. To be called by one thread at a time.
+    Standard input is empty or `stdin`, standard output is no terminal; PYTHONIOENCODING names their encoding. What the
+    command raises as a fault of its own comes out as the exception that it is, not as a traceback on standard error. To
+    be called by one thread at a time.
     """
-    streams = [io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8") for text in (stdin or "", "", "")]
+    encoding = env.get("PYTHONIOENCODING", "utf-8")
+    streams = [io.TextIOWrapper(io.BytesIO(text.encode(encoding)), encoding) for text in (stdin or "", "", "")]
     with pytest.MonkeyPatch.context() as patch:
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)
@@ -48,7 +52,8 @@ def run(arguments: Sequence[str], env: Mapping[str, str], stdin: str | None = No
 def _take(env: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(env)
-    reload()
+    with contextlib.suppress(SettingsError):  # the command's own affair: a process of its own has no app to reload
+        reload()
 
 
 def _written(stream: io.TextIOWrapper) -> str:

@@ -8,9 +8,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kafka_delivery.settings import Settings
 from kafka_delivery_worker.embedded import free_port
+from kafka_delivery_worker.metrics import catalogue
+from kafka_delivery_worker.metrics.fleet import registry
 from servers import wait_until
 from stack import BIN, Stack, Worker
 
@@ -66,15 +70,25 @@ def ports(*workers: Worker) -> list[int]:
     ]
 
 
+def names_of(metrics: tuple[catalogue.Metric, ...]) -> dict[str, str]:
+    """The kinds of metrics by their names."""
+    return {one.name: one.kind for one in metrics}
+
+
+def collected(system: Stack, **changes: int) -> Scraped:
+    """What the exporter of a stack would tell, in this process."""
+    return Scraped(generate_latest(registry(Settings.from_env(system.env(**changes)))).decode())
+
+
 @contextmanager
 def exporter(system: Stack) -> Iterator[int]:
     """`kafka-delivery exporter` of this stack; its port."""
     port = free_port()
     with subprocess.Popen([BIN / "kafka-delivery", "exporter", "--port", str(port)], env=system.env()) as process:
         try:
-            wait_until(lambda: answers(port) or process.poll() is not None, 20, "the exporter to answer")
+            wait_until(lambda: answers(port) or process.poll() is not None, 60, "the exporter to answer")
             assert process.poll() is None
             yield port
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)

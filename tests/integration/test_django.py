@@ -1,50 +1,33 @@
-"""In Django: nothing is sent that was rolled back, what fails after the commit is told, and settings are Django's.
-
-Django is set up once in this process, with two databases in memory.
-"""
+"""In Django: nothing is sent that was rolled back, and what fails after the commit is told and harms nothing else."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import socket
-import subprocess
-import sys
-import textwrap
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import django
 import pytest
 import redis
-from django.conf import settings as django_settings
-from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import CommandError, call_command
 from django.db import transaction
-from django.test import TestCase, modify_settings, override_settings
+from django.test import TestCase, modify_settings
 
-from kafka_delivery import EnqueueError, InvalidRecordError, Record, SettingsError, base, send, send_many, settings
+from integration.django_project import APP, set_up
+from kafka_delivery import EnqueueError, InvalidRecordError, Record, base, send, send_many
 from kafka_delivery.publisher import publish
-from kafka_delivery.settings import ENV_PREFIX
-from kafka_delivery_worker.embedded import Valkey, free_port
 from servers import OtherKafka
 from stack import IMPATIENT, Stack, stack
 
-APP = "kafka_delivery.contrib.django"
 NO_KAFKA = OtherKafka("127.0.0.1:1")
 PASSWORD = "hunter2"  # noqa: S105  # looked for where it must not be
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _django() -> None:
-    memory = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-    django_settings.configure(INSTALLED_APPS=[APP], DATABASES={"default": memory, "archive": memory}, USE_TZ=True)
-    django.setup()
+    set_up()
 
     from kafka_delivery.contrib.django import signals
 
@@ -64,7 +47,7 @@ def application(redis_client: redis.Redis, redis_url: str) -> Iterator[Stack]:
 
 @pytest.fixture
 def without_redis() -> Iterator[Stack]:
-    with stack(f"redis://127.0.0.1:{free_port()}/0", NO_KAFKA, **IMPATIENT) as system:
+    with stack("redis://127.0.0.1:1/0", NO_KAFKA, **IMPATIENT) as system:
         yield system
 
 
@@ -341,306 +324,3 @@ class TestWithout:
         ):
             send.delay_on_commit("orders", "v")
         assert queued(application.redis) == []
-
-    def test_django_it_says_so(self) -> None:
-        done = python("""
-            import sys
-            sys.modules["django"] = None
-            from kafka_delivery import send, send_many
-            said = []
-            for call in (lambda: send.delay_on_commit("o", "v"), lambda: send_many.delay_on_commit([])):
-                try:
-                    call()
-                except ImportError as error:
-                    said.append(str(error))
-            print(*said, sep="\\n")
-        """)
-        assert done.stdout.splitlines() == ["delay_on_commit() needs Django, which is not installed; call delay()"] * 2
-
-
-class TestSettings:
-    def test_are_djangos(self) -> None:
-        given = {"REDIS_URL": "redis://r:1/2", "MAX_RETRIES": 3, "LINGER_MS": 1, "PRODUCER": {"a": 1}, "CLUSTER": "c"}
-        with override_settings(KAFKA_DELIVERY=given):
-            s = settings.current()
-            assert (s.redis_url, s.max_retries, s.linger_ms, s.producer, s.cluster) == (
-                "redis://r:1/2", 3, 1.0, {"a": 1}, "c",
-            )  # fmt: skip
-        assert settings.current() == settings.Settings()
-
-    def test_may_be_text_as_from_the_environment(self) -> None:
-        with override_settings(KAFKA_DELIVERY={"MAX_RETRIES": "3", "RETRY_JITTER": "no", "PRODUCER": '{"a": 1}'}):
-            s = settings.current()
-            assert (s.max_retries, s.retry_jitter, s.producer) == (3, False, {"a": 1})
-
-    def test_come_after_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("KAFKA_DELIVERY_MAX_RETRIES", "4")
-        with override_settings(KAFKA_DELIVERY={"MAX_RETRIES": 3, "CLUSTER": "c"}):
-            assert (settings.current().max_retries, settings.current().cluster) == (4, "c")
-
-    def test_of_a_test_are_used_by_an_application_that_has_sent_already(
-        self, redis_url: str, redis_client: redis.Redis
-    ) -> None:
-        for number in (1, 2):
-            with override_settings(KAFKA_DELIVERY={"REDIS_URL": f"{redis_url.rpartition('/')[0]}/{number}"}):
-                send.delay("orders", "v")
-                send.apply_async(("orders", "v"), priority=0)
-        for number in (0, 1, 2):
-            with redis.Redis.from_url(f"{redis_url.rpartition('/')[0]}/{number}") as client:
-                assert len(queued(client)) == (2 if number else 0)
-
-    def test_that_are_wrong_are_an_error_of_who_sends(self) -> None:
-        with (
-            pytest.raises(SettingsError, match="did you mean KAFKA_DELIVERY_REDIS_URL"),
-            override_settings(KAFKA_DELIVERY={"REDIS_URI": "redis://r:1/2"}),
-        ):
-            pass
-
-    @pytest.mark.parametrize("given", [{"REDIS_URI": "redis://r:1/2"}, "redis://r:1/2", None])
-    def test_that_are_wrong_from_the_start_are_too(self, given: Any, manage: Any) -> None:
-        code = """
-            from kafka_delivery import SettingsError, send
-            try:
-                send.delay("orders", "v")
-            except SettingsError as error:
-                print(error)
-        """
-        done = manage(given, "shell", "-c", textwrap.dedent(code))
-        assert done.returncode == 0, done.stderr
-        assert " is not a setting; " in done.stdout
-
-
-def found(deploy: bool = False, **changes: Any) -> list[tuple[str, str]]:
-    """What the checks say: id and text."""
-    before = {name: getattr(django_settings, name, {}) for name in changes}
-    for name, value in changes.items():
-        setattr(django_settings, name, value)  # not override_settings: that would already raise
-    try:
-        messages = checks.run_checks(include_deployment_checks=deploy)
-    finally:
-        for name, value in before.items():
-            setattr(django_settings, name, value)
-    return [(one.id, one.msg) for one in messages if str(one.id).startswith("kafka_delivery")]
-
-
-def cache(location: Any, **options: Any) -> dict[str, Any]:
-    return {
-        "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": location, "OPTIONS": options}
-    }
-
-
-class TestChecks:
-    def test_find_nothing_wrong_with_nothing(self) -> None:
-        assert found() == []
-
-    def test_find_nothing_wrong_with_what_is_right(self) -> None:
-        given = {"REDIS_URL": "rediss://u:p@h:1/2", "ENQUEUE_TIMEOUT_S": 1, "PRODUCER": {"compression.type": "zstd"}}
-        assert found(deploy=True, KAFKA_DELIVERY=given, CACHES=cache("redis://other:1/2")) == []
-
-    def test_name_each_setting_that_is_wrong(self) -> None:
-        given = {"REDIS_URI": f"redis://u:{PASSWORD}@h", "MAX_RETRIES": "many", "redis_url": "x", "RETRY_JITTER": 1}
-        assert found(KAFKA_DELIVERY=given | {"PRODUCER": {"a": PASSWORD.encode()}, 7: 1}) == [
-            (
-                "kafka_delivery.E002",
-                "KAFKA_DELIVERY_REDIS_URI is not a setting; did you mean KAFKA_DELIVERY_REDIS_URL?",
-            ),
-            ("kafka_delivery.E002", "KAFKA_DELIVERY_MAX_RETRIES='many' must be a whole number (count)"),
-            (
-                "kafka_delivery.E002",
-                "KAFKA_DELIVERY_redis_url is not a setting; did you mean KAFKA_DELIVERY_REDIS_URL?",
-            ),
-            ("kafka_delivery.E002", "KAFKA_DELIVERY_RETRY_JITTER=1 must be true or false (boolean)"),
-            ("kafka_delivery.E002", "KAFKA_DELIVERY_PRODUCER=(not shown) must be a JSON object (JSON object)"),
-            ("kafka_delivery.E002", "KAFKA_DELIVERY_7 is not a setting; the settings page lists them all"),
-        ]
-
-    def test_name_a_variable_that_is_wrong(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("KAFKA_DELIVERY_MAX_RETRIES", "lots")
-        assert found(KAFKA_DELIVERY={"MAX_RETRIES": 3}) == [
-            ("kafka_delivery.E002", "KAFKA_DELIVERY_MAX_RETRIES='lots' must be a whole number (count)")
-        ]
-
-    def test_name_settings_that_contradict_each_other(self) -> None:
-        ((number, text),) = found(KAFKA_DELIVERY={"REQUEST_TIMEOUT_MS": 120_000})
-        assert number == "kafka_delivery.E003"
-        assert len(found(deploy=True, KAFKA_DELIVERY={"REQUEST_TIMEOUT_MS": 120_000})) == 1, "once is enough"
-        assert text.startswith("KAFKA_DELIVERY_REQUEST_TIMEOUT_MS=120000 must be less than")
-
-    @pytest.mark.parametrize("given", [None, "redis://r", ["REDIS_URL"]])
-    def test_want_a_dict(self, given: Any) -> None:
-        kind = type({} if given is None else given).__name__
-        expected = [] if given is None else [("kafka_delivery.E001", f"KAFKA_DELIVERY must be a dict, not {kind}")]
-        assert found(KAFKA_DELIVERY={} if given is None else given) == expected
-
-    @pytest.mark.parametrize(
-        ("ours", "theirs"),
-        [
-            ("redis://localhost:6379/0", cache("redis://127.0.0.1:6379")),
-            ("redis://localhost:6379/0", cache("redis://localhost/")),
-            ("redis://r:1/3", cache("redis://x:secret@r:1/3")),
-            ("redis://r:1/3", cache("redis://r:1?db=3")),
-            ("redis://r:1/3", cache("redis://r:1", db=3)),
-            ("redis://r:1/3", cache("redis://a:1/3,redis://r:1/3")),
-            ("redis://r:1/3", cache(["redis://a:1/3", "redis://r:1/3"])),
-            ("rediss://r:1/3", cache("rediss://r:1/3")),
-            ("redis+socket:///run/redis.sock?virtual_host=3", cache("unix:///run/redis.sock?db=3")),
-        ],
-    )
-    def test_say_that_clearing_a_cache_would_delete_records(self, ours: str, theirs: Any) -> None:
-        ((number, text),) = found(KAFKA_DELIVERY={"REDIS_URL": ours}, CACHES=theirs)
-        assert number == "kafka_delivery.E004"
-        assert text.startswith('CACHES["default"] is in the same Redis database')
-
-    def test_say_that_a_cache_and_a_queue_want_different_servers(self) -> None:
-        given = {"REDIS_URL": "redis://r:1/0"}
-        ((number, text),) = found(deploy=True, KAFKA_DELIVERY=given, CACHES=cache("redis://r:1/1"))
-        assert number == "kafka_delivery.W001"
-        assert text.startswith('CACHES["default"] is on the same Redis server')
-        assert found(KAFKA_DELIVERY=given, CACHES=cache("redis://r:1/1")) == [], "does for a laptop"
-
-    @pytest.mark.parametrize("location", ["", "10.0.0.1:11211", "/var/cache", "redis://r:nan/0", "redis://r:1/x"])
-    def test_do_not_stumble_over_other_caches(self, location: str) -> None:
-        assert found(deploy=True, KAFKA_DELIVERY={"REDIS_URL": "redis://r:1/0"}, CACHES=cache(location)) == []
-
-    def test_say_that_a_request_would_wait_too_long(self) -> None:
-        ((number, text),) = found(KAFKA_DELIVERY={"ENQUEUE_TIMEOUT_S": 10})
-        assert number == "kafka_delivery.W002"
-        assert text.startswith("KAFKA_DELIVERY_ENQUEUE_TIMEOUT_S=10: ")
-
-    def test_of_a_deployment_want_to_know_where_redis_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert [number for number, _ in found(deploy=True)] == ["kafka_delivery.W003"]
-        monkeypatch.setenv("KAFKA_DELIVERY_REDIS_URL", "redis://r:1/0")
-        assert found(deploy=True) == []
-
-
-PROJECT = """
-import os, sys
-from django.conf import settings
-settings.configure(
-    INSTALLED_APPS=["kafka_delivery.contrib.django"],
-    KAFKA_DELIVERY=%s,
-)
-from django.core.management import execute_from_command_line
-execute_from_command_line(sys.argv)
-"""
-
-
-def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a process of its own."""
-    return run("-c", textwrap.dedent(code), **env)
-
-
-def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith((ENV_PREFIX, "CELERY_"))}
-    return subprocess.run([sys.executable, *arguments], env=clean | env, capture_output=True, text=True, timeout=60)
-
-
-@pytest.fixture
-def manage(tmp_path: Path) -> Any:
-    """A project's manage.py, with these settings."""
-
-    def manage(given: dict[str, Any], *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        script = tmp_path / "manage.py"
-        script.write_text(PROJECT % repr(given))
-        return run(str(script), *arguments, **env)
-
-    return manage
-
-
-class TestManage:
-    WRONG = {"REDIS_URI": "redis://r:1/2"}  # noqa: RUF012
-
-    def test_check_names_a_wrong_setting(self, manage: Any) -> None:
-        done = manage(self.WRONG, "check")
-        assert done.returncode == 1
-        assert "KAFKA_DELIVERY_REDIS_URI is not a setting; did you mean KAFKA_DELIVERY_REDIS_URL?" in done.stderr
-        assert 'KAFKA_DELIVERY["X"]' in done.stderr
-
-    def test_works_with_a_wrong_setting(self, manage: Any) -> None:
-        done = manage(self.WRONG, "shell", "-c", "print('all the same')")
-        assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["all the same"])
-        assert manage(self.WRONG, "help").returncode == 0
-
-    def test_runs_commands_of_kafka_delivery_with_djangos_settings(self, manage: Any) -> None:
-        given = {
-            "REDIS_URL": f"redis://u:{PASSWORD}@r:1/2",
-            "PRODUCER": {"a": 1},
-            "RETRY_JITTER": False,
-            "CLUSTER": "c",
-        }
-        done = manage(given, "kafka_delivery", "settings", "--json", KAFKA_DELIVERY_CLUSTER="of the environment")
-        assert done.returncode == 0, done.stderr
-        rows = {row["variable"]: row["value"] for row in map(json.loads, done.stdout.splitlines())}
-        assert rows["KAFKA_DELIVERY_REDIS_URL"] == "(changed; not shown)"
-        assert rows["KAFKA_DELIVERY_PRODUCER"] == "(changed; not shown)"
-        assert rows["KAFKA_DELIVERY_RETRY_JITTER"] is False
-        assert rows["KAFKA_DELIVERY_CLUSTER"] == "of the environment"
-
-    def test_passes_options_on(self, manage: Any) -> None:
-        assert "--loglevel" in manage({}, "kafka_delivery", "worker", "--help").stdout
-        assert "--create" in manage({}, "kafka_delivery", "doctor", "--help").stdout
-
-    def test_starts_no_worker_with_a_wrong_setting(self, manage: Any) -> None:
-        done = manage(self.WRONG, "kafka_delivery", "worker")
-        assert done.returncode == 1
-        assert "did you mean KAFKA_DELIVERY_REDIS_URL?" in done.stderr
-
-    def test_does_not_replace_a_process_that_only_calls_the_command(self) -> None:
-        with pytest.raises(CommandError, match="for the command line"):
-            call_command("kafka_delivery", "status")
-
-
-OWN_CELERY = """
-import json, os
-from django.conf import settings
-settings.configure(
-    INSTALLED_APPS=["kafka_delivery.contrib.django"],
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
-    CELERY_BROKER_URL=os.environ["THEIRS"],
-    CELERY_TASK_DEFAULT_QUEUE="theirs",
-    KAFKA_DELIVERY={"REDIS_URL": os.environ["OURS"]},
-)
-import django
-from celery import Celery, current_app, shared_task
-theirs = Celery("shop")
-theirs.config_from_object("django.conf:settings", namespace="CELERY")
-theirs.autodiscover_tasks()
-django.setup()
-
-@shared_task(name="shop.bill")
-def bill(order):
-    pass
-
-import kafka_delivery
-from kafka_delivery import send
-sent = [send.delay("orders", "v").id, bill.delay(1).id, send.delay_on_commit("orders", "v")]
-print(json.dumps({
-    "sent": sent,
-    "current": current_app.main,
-    "bill": bill.app.main,
-    "theirs": sorted(name for name in theirs.tasks if not name.startswith("celery.")),
-    "ours": sorted(name for name in kafka_delivery.app.tasks if not name.startswith("celery.")),
-}))
-"""
-
-
-def test_the_projects_own_celery_is_untouched(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> None:
-    with Valkey() as other, redis.Redis.from_url(other.url) as their_client:
-        done = python(OWN_CELERY, OURS=redis_url, THEIRS=other.url, CELERY_BROKER_URL=other.url)
-        assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout)
-        first, theirs, second = said["sent"]
-        assert queued(redis_client) == [first, second]
-        (message,) = their_client.lrange("theirs", 0, -1)
-        assert json.loads(message)["headers"]["id"] == theirs
-    assert said["current"] == said["bill"] == "shop"
-    assert said["theirs"] == ["shop.bill"]
-    assert said["ours"] == ["kafka_delivery.dead_letter", "kafka_delivery.send", "kafka_delivery.send_many"]
-
-
-def test_nothing_of_ours_is_logged_at_start(manage: Any) -> None:
-    done = manage(
-        {"CLUSTER": "c"}, "shell", "-c", "import logging; print(logging.getLogger('kafka_delivery').handlers)"
-    )
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert logging.getLogger("kafka_delivery.django").level == logging.NOTSET

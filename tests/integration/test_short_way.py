@@ -140,7 +140,7 @@ class TestCelerysWay:
         monkeypatch.setitem(app.conf, "task_send_sent_event", True)
         with watched_events() as events:
             sent = send.delay("orders", "v")
-            events.wait_for(sent.id, "task-sent", 10)
+            events.wait_for(sent.id, "task-sent", 30)
         assert short == []
 
     def test_is_taken_where_tasks_run_at_once(

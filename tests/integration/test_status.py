@@ -6,7 +6,6 @@ import json
 import re
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,21 +13,13 @@ import pytest
 from kafka_delivery import dead_letter, send
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from servers import RealRedis, wait_until
+from servers import RealRedis
 from stack import Stack
-from watching import other_worker
 
 SECRET = "hunter2"  # noqa: S105  # it is in what the tests configure, and must be in nothing that is printed
 
 DUE_MS = 4_102_444_800_000
 DUE = "2100-01-01T00:00:00Z"
-
-STRANGER = """
-    from celery import Celery
-
-    app = Celery("stranger")
-    app.conf.broker_url = "{url}"
-"""
 
 
 def status(system: Stack) -> dict[str, Any]:
@@ -126,37 +117,6 @@ def test_what_is_overdue_is_shown_as_late(delivery: Stack) -> None:
     assert due["in_s"] == pytest.approx(-60, abs=30)
     assert datetime.fromisoformat(due["at"]).timestamp() == pytest.approx(time.time() - 60, abs=30)
     assert re.search(r"the next is due +│ .*Z, \d+ s late", delivery.command("status").stdout)
-
-
-@pytest.mark.parametrize("transport", ["celery", "leased"])
-def test_what_workers_do_is_seen(delivery: Stack, topic: str, tmp_path: Path, transport: str) -> None:
-    worker = delivery.worker(TRANSPORT=transport)
-    other_worker(delivery, tmp_path, STRANGER.format(url=delivery.settings["REDIS_URL"]))
-    for n in range(3):
-        send.delay(topic, n.to_bytes())
-    send.apply_async((topic, "later"), countdown=600)
-    wait_until(lambda: status(delivery)["topics"].get(topic, {}).get("delivered") == 3, 20, "the counters")
-    # A record is counted before its message is let go of.
-    wait_until(lambda: not delivery.redis.llen("kafka-delivery") and delivery.waiting == 1, 20, "the later one alone")
-    found: dict[str, Any] = {}
-
-    def answered() -> bool:
-        found.update(status(delivery))
-        return bool(found["workers"])
-
-    wait_until(answered, 20, "the worker to answer in time")
-    # The worker of somebody else's app in the same database is alive too, but delivers nothing.
-    (name,) = found["workers"]
-    assert name.startswith("w0@")
-    assert found["queues"] == {"kafka-delivery": 0, "kafka-delivery-dlq": 0}
-    assert found["in_flight"] + found["delayed"]["kafka-delivery"] == 1  # the one with a countdown
-    if transport == "leased":
-        assert found["next_due"]["kafka-delivery"]["in_s"] == pytest.approx(600, abs=60)
-
-    worker.stop()
-    after = status(delivery)
-    assert after["workers"] == []
-    assert after["queues"]["kafka-delivery"] + after["delayed"]["kafka-delivery"] == 1
 
 
 def test_without_redis_it_ends_with_one_sentence(mock_kafka: MockKafka) -> None:

@@ -10,42 +10,19 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-import redis
-from click.testing import CliRunner
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import Producer
 
-from kafka_delivery import Record, dead_letter, names, send, send_many, settings
+from kafka_delivery import Record, dead_letter, send, send_many, settings
 from kafka_delivery.record import uuid7
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery_worker import whereabouts
-from kafka_delivery_worker.cli import cli
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from kafka_delivery_worker.readback import SKEW_MS, TAIL, Readback, told_ms
 from kafka_delivery_worker.whereabouts import Where, Whereabouts, base64_of
-from servers import RealKafka, wait_until
+from servers import RealKafka
 from stack import Stack, stack
-from watching import ALONE
-
-PAYLOAD = "secret-payload"
-DELIVERED, ON_ITS_WAY, DEAD, NOT_FOUND = 0, 3, 4, 5
-
-
-def trace(message_id: str, *options: str, code: int) -> dict[str, Any]:
-    """What the command tells programs; both they and people get no payload."""
-    told = [CliRunner().invoke(cli, ["trace", message_id, *form, *options]) for form in (["--json"], [])]
-    for one in told:
-        assert one.exit_code == code, one.output
-        assert PAYLOAD not in one.output
-        assert message_id in one.stdout
-    found: dict[str, Any] = json.loads(told[0].stdout)
-    assert found["message_id"] == message_id
-    return found
-
-
-def place(message_id: str) -> Any:
-    """The same without a process of its own, and of Redis only."""
-    return Whereabouts(RedisClient(settings.current()), message_id).look()
+from traced import DEAD, ON_ITS_WAY, PAYLOAD, place, trace
 
 
 class TestInRedis:
@@ -76,7 +53,7 @@ class TestInRedis:
         delivery.redis.zadd("kafka-delivery:delayed:1:kafka-delivery", {item: (time.time() + 100) * 1000})
         found = trace(sent.id, code=ON_ITS_WAY)
         assert found["where"] == "delayed"
-        assert found["in_s"] == pytest.approx(100, abs=20)
+        assert found["in_s"] == pytest.approx(100, abs=60)
 
     def test_it_waits_for_its_topics_circuit(self, delivery: Stack) -> None:
         sent = send.delay("orders", PAYLOAD)
@@ -87,11 +64,11 @@ class TestInRedis:
 
     def test_a_worker_that_died_holds_it(self, delivery: Stack) -> None:
         sent = send.delay("orders", PAYLOAD)
-        delivery.redis.zadd("kafka-delivery:leases:1", {"dead": (time.time() + 20) * 1000})
+        delivery.redis.zadd("kafka-delivery:leases:1", {"dead": (time.time() + 200) * 1000})
         delivery.redis.hset("kafka-delivery:held:1:dead", "1.1:kafka-delivery", delivery.redis.rpop("kafka-delivery"))
         found = place(sent.id)
         assert (found.where, found.facts["lease"], found.facts["worker"]) == (Where.HELD, "dead", None)
-        assert found.facts["lease_ends_in_s"] == pytest.approx(20, abs=10)
+        assert found.facts["lease_ends_in_s"] == pytest.approx(200, abs=60)
 
     def test_celerys_own_transport_holds_it(self, delivery: Stack) -> None:
         sent = send.delay("orders", PAYLOAD)
@@ -201,69 +178,6 @@ def test_a_piece_of_base64_is_the_same_wherever_the_text_lies() -> None:
     assert not any(piece in base64.b64encode(b"x" * 100).decode() for piece in pieces)
 
 
-class TestOfTheWorld:
-    """With a worker, and Kafka."""
-
-    def test_it_is_delivered(self, delivery: Stack, topic: str) -> None:
-        delivery.worker(*ALONE)
-        ids = [send.delay(topic, PAYLOAD, key=str(n)).id for n in range(30)]
-        records = {dict(one.headers)["message-id"].decode(): one for one in delivery.wait_for(topic, set(ids))}  # type: ignore[union-attr]
-        wait_until(lambda: bool(delivery.redis.hget(names.COUNTS, f"delivered:{topic}")), 10, "it to be counted")
-        delivery.wait_empty()
-        found = trace(ids[17], code=DELIVERED)
-        where = records[ids[17]]
-        assert (found["topic"], found["partition"], found["offset"]) == (topic, where.partition, where.offset)
-        assert found["known_from"] == "topic"
-
-        wanted = send.apply_async((topic, PAYLOAD), ignore_result=False)
-        result = wanted.get(timeout=20)
-        delivery.wait_empty()
-        found = trace(wanted.id, "--limit", "0", code=DELIVERED)
-        assert (found["offset"], found["known_from"]) == (result["offset"], "result")
-
-        done = delivery.command("trace", uuid7(), "--topic", topic, check=False)
-        assert done.returncode == NOT_FOUND
-        assert done.stderr == ""
-
-        never = uuid7()
-        found = trace(never, "--topic", topic, "--topic", "no-such-topic", code=NOT_FOUND)
-        assert found["records_read"] >= 31
-        assert found["topics"] == [topic, f"{topic}-dlq"]
-        assert set(found["missing_topics"]) >= {"no-such-topic"}
-        found = trace(never, "--topic", topic, "--limit", "5", code=NOT_FOUND)
-        assert found["records_not_read"] > 0
-
-    def test_it_is_refused_and_held(self, redis_client: redis.Redis, redis_url: str, mock_kafka: MockKafka) -> None:
-        for name in ("orders", "orders-dlq"):
-            mock_kafka.create_topic(name)
-        with stack(redis_url, mock_kafka) as system:
-            system.worker(*ALONE)
-            mock_kafka.fail_next(KafkaError.POLICY_VIOLATION)
-            refused = send.delay("orders", PAYLOAD)
-            system.wait_for("orders-dlq", {refused.id})
-            system.wait_empty()
-            found = trace(refused.id, "--topic", "orders", code=DEAD)
-            assert (found["where"], found["topic"]) == ("dead-lettered", "orders-dlq")
-            assert found["original_topic"] == "orders"
-            assert found["error_class"] == "RejectedError"
-            assert "POLICY_VIOLATION" in found["error_message"]
-
-            mock_kafka.down()
-            held = send.delay("orders", PAYLOAD)
-            wait_until(lambda: (at := place(held.id)) is not None and at.where == Where.HELD, 10, "a worker to hold it")
-
-            def named() -> bool:
-                """A busy worker may not answer in time."""
-                found.update(trace(held.id, code=ON_ITS_WAY))
-                return found["worker"] is not None
-
-            wait_until(named, 30, "the worker to say that it holds it")
-            assert found["worker"].startswith("w0@")
-            assert 0 < found["lease_ends_in_s"] <= 30
-            mock_kafka.up()
-            system.wait_for("orders", {held.id})
-
-
 def test_a_topic_is_read_from_the_time_that_the_id_tells_and_once(redis_url: str, mock_kafka: MockKafka) -> None:
     """The mock cluster knows no times, which is the worst case: only the end of each partition is read."""
     mock_kafka.create_topic("orders", 1)
@@ -273,7 +187,7 @@ def test_a_topic_is_read_from_the_time_that_the_id_tells_and_once(redis_url: str
         for _ in range(count):
             producer.produce("orders", "x", headers=[("message-id", message_id), ("message-id", "another")])
             producer.poll(0)
-        producer.flush(10)
+        producer.flush(60)
 
     with stack(redis_url, mock_kafka):
         produce(TAIL + 500, "old")
@@ -307,7 +221,7 @@ def test_time_bounds_what_is_read(redis_url: str, real_kafka: RealKafka) -> None
         for number in range(count):
             producer.produce(name, "x", str(number), headers=[("message-id", message_id)], timestamp=timestamp)
             producer.poll(0)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     produce(20_000, "older", hour_ago)
     sent = uuid7()

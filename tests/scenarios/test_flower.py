@@ -47,8 +47,8 @@ def flower(system: Stack) -> Iterator[str]:
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: read(f"{url}/healthcheck") == "OK", 30, "Flower to answer")
-        wait_until(lambda: bool(json.loads(read(f"{url}/api/workers") or "{}")), 20, "Flower to know the worker")
+        wait_until(lambda: read(f"{url}/healthcheck") == "OK", 60, "Flower to answer")
+        wait_until(lambda: bool(json.loads(read(f"{url}/api/workers") or "{}")), 60, "Flower to know the worker")
         yield url
     finally:
         process.terminate()
@@ -71,7 +71,7 @@ def task(flower: str, task_id: str, state: str) -> dict[str, Any]:
         found.update(json.loads(read(f"{flower}/api/task/info/{task_id}") or "{}"))
         return bool(found.get("state") == state)
 
-    wait_until(known, 20, f"{task_id} to be {state} in Flower")
+    wait_until(known, 60, f"{task_id} to be {state} in Flower")
     return found
 
 

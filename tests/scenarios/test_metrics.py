@@ -43,7 +43,7 @@ def test_the_sums_over_all_workers_are_the_account_of_the_records(redis_url: str
         send_everything(system, kafka, account)
         system.wait_empty()
 
-        wait_until(lambda: totals(map(scrape, places), RECORDS) == account, 10, f"the workers to tell {account}")
+        wait_until(lambda: totals(map(scrape, places), RECORDS) == account, 60, f"the workers to tell {account}")
         found = [scrape(port) for port in places]
         assert sum(one.sum(RECORDS, outcome="delivered") > 0 for one in found) > 1, "one did it all: nothing was added"
 
@@ -61,7 +61,7 @@ def test_the_sums_over_all_workers_are_the_account_of_the_records(redis_url: str
         measured = sum(one.sum("kafka_delivery_end_to_end_seconds_count") for one in found)
         assert measured == sum(delivered.values())
         with exporter(system) as port:
-            wait_until(lambda: totals([scrape(port)], FLEET) == account, 10, "the fleet's counters to say the same")
+            wait_until(lambda: totals([scrape(port)], FLEET) == account, 60, "the fleet's counters to say the same")
             assert scrape(port).sum("kafka_delivery_parked_records") == sum(parked.values())
             assert scrape(port).sum("kafka_delivery_dead_letters_total") == sum(letters.values())
             assert scrape(port).sum("kafka_delivery_workers") == WORKERS

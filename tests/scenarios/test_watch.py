@@ -12,10 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
 from kafka_delivery import send
-from kafka_delivery_worker.cli.watch import OVER_S, Rates
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from servers import wait_until
 from stack import BIN, Stack, stack
@@ -50,7 +47,7 @@ class Screen:
     def forget(self) -> None:
         self._written = b""
 
-    def wait_for(self, pattern: str, timeout: float = 20) -> None:
+    def wait_for(self, pattern: str, timeout: float = 60) -> None:
         wait_until(lambda: re.search(pattern, self.text) is not None, timeout, f"{pattern!r} on the screen")
 
 
@@ -83,17 +80,11 @@ def test_it_shows_what_happens_survives_redis_and_ends_cleanly(mock_kafka: MockK
         shown.forget()
         valkey.start()
         shown.wait_for(r"waiting in kafka-delivery")
-        wait_until(lambda: "No answer" not in shown.text[-3_000:], 20, "it to be well again")
+        wait_until(lambda: "No answer" not in shown.text[-3_000:], 60, "it to be well again")
 
         shown.process.send_signal(signal.SIGINT)
-        assert shown.process.wait(10) == 0
+        assert shown.process.wait(60) == 0
         assert "Traceback" not in shown.text
-
-
-def test_where_there_is_no_terminal_it_says_so(delivery: Stack) -> None:
-    done = delivery.command("status", "--watch", check=False)
-    assert done.returncode == 2
-    assert "--json" in done.stderr
 
 
 def test_programs_get_a_line_a_second(delivery: Stack) -> None:
@@ -102,24 +93,5 @@ def test_programs_get_a_line_a_second(delivery: Stack) -> None:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert [json.loads(line)["in_flight"] for line in lines] == [0, 0]
-
-
-class TestRates:
-    def test_are_of_the_last_seconds(self) -> None:
-        rates = Rates()
-        for second in range(30):
-            rates.add(100.0 + second, {"orders": {"delivered": second * 50 if second < 20 else 1_000}})
-        assert rates.by_topic() == {"orders": {"delivered": pytest.approx(50 * (20 - 19) / OVER_S)}}
-
-    def test_are_none_before_there_are_two(self) -> None:
-        rates = Rates()
-        rates.add(1.0, {"orders": {"delivered": 5}})
-        assert rates.by_topic() == {}
-
-    def test_of_counters_that_went_back_are_none(self) -> None:
-        rates = Rates()
-        rates.add(1.0, {"orders": {"delivered": 5}})
-        rates.add(2.0, {"orders": {"delivered": 0}, "bills": {"delivered": 7}})
-        assert rates.by_topic() == {"bills": {"delivered": 7.0}, "orders": {"delivered": 0.0}}

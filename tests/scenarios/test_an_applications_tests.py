@@ -24,7 +24,7 @@ def run_tests(folder: Path, *arguments: str, env: Mapping[str, str] = {}, **file
         env={**os.environ, "PYTHONPATH": str(folder), **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
