@@ -20,6 +20,7 @@ import redis
 from celery.result import AsyncResult
 from hypothesis import settings as profiles
 
+import side_by_side
 from examples import ALL
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from servers import (
@@ -52,29 +53,18 @@ for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
-SERVERS = ("real_kafka", "real_rabbit")
-"""Fixtures that take seconds of a core to start: in a parallel run, one process serves the tests that need one."""
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark scenarios by their folder, and keep together in a parallel run what shares something (`loadgroup`).
-
-    A file of scenarios, since its tests share a worker; in the other tiers, tests on the same real server, or with
-    fixtures of their module.
-    """
+    """Mark scenarios by their folder, and let the longest tests begin first."""
     for item in items:
-        tier = item.path.relative_to(HERE).parts[0]
-        if tier == "scenarios":
+        if side_by_side.tier(item.nodeid) == "scenarios":
             item.add_marker(pytest.mark.scenario)
-        if tier in ("unit", "integration"):
-            shared = next((name for name in SERVERS if name in getattr(item, "fixturenames", ())), None)
-        else:
-            shared = item.path.name
-        if shared is not None:
-            item.add_marker(pytest.mark.xdist_group(shared))
-            if "PYTEST_XDIST_WORKER" in os.environ and hasattr(item, "_id"):
-                # xdist 3.8 puts the group where pytest 9.2 no longer keeps an item's id, and then has no groups at all.
-                item._id = type(item._id).parse(f"{item.nodeid}@{shared}")
+    side_by_side.order(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> side_by_side.Scheduler:
+    return side_by_side.Scheduler(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
