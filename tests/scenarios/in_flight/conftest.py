@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from kafka_delivery_worker.embedded import MockKafka, Valkey
-from scenarios.in_flight.asking import (
-    TOPIC,
-)
+from scenarios.in_flight.asking import TOPIC
 from stack import Stack, stack
 
 

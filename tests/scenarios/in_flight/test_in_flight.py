@@ -1,5 +1,5 @@
-"""Sends in flight look like any other Celery task: events, states, counts, signals and results come, in the same order.
-How many there are is bounded, in number and in bytes, and a stop, of whatever kind, loses none.
+"""Sends in flight look like any other Celery task: events, states, counts, signals and results come in the same
+order.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from scenarios.in_flight.asking import (
     in_flight,
     inspected,
     kafka_of,
+    without_circuits,
 )
 from servers import wait_until
 from stack import Stack, stack
-from watching import ALONE, emptied, other_worker, watched_events
+from watching import ALONE, bring_forward, emptied, other_worker, watched_events
+
+DELAYED = "kafka-delivery:delayed:1:kafka-delivery"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,7 @@ def mock() -> Iterator[MockKafka]:
 def system(redis_url: str, mock: MockKafka) -> Iterator[Stack]:
     """One worker for many tests; it sends events."""
     with stack(emptied(redis_url), mock, SUCCESS_EVENTS_PER_S=-1) as system:
+        without_circuits(system)  # or a test's outage would be the next one's
         system.worker("-E", *ALONE)
         yield system
 
@@ -113,8 +117,8 @@ class TestInspect:
         try:
             sent = send.delay(TOPIC, PAYLOAD, key=PAYLOAD, headers={"h": PAYLOAD})
             batch = send_many.delay([{"topic": TOPIC, "value": PAYLOAD}])
-            wait_until(lambda: in_flight() == 2, 20, "both to be in flight")
-            wait_until(lambda: len(inspected("active")) == 2, 20, "both to be active")
+            wait_until(lambda: in_flight() == 2, 60, "both to be in flight")
+            wait_until(lambda: len(inspected("active")) == 2, 60, "both to be active")
             active = {request["id"]: request for request in inspected("active")}
             assert active.keys() == {sent.id, batch.id}
             assert TOPIC in active[sent.id]["args"]
@@ -129,14 +133,14 @@ class TestInspect:
         finally:
             mock.up()
         idle.wait_empty()
-        wait_until(lambda: in_flight() == 0, 5, "nothing in flight")
+        wait_until(lambda: in_flight() == 0, 60, "nothing in flight")
         assert inspected("active") == []
 
     def test_a_revoke_of_what_is_in_flight_takes_nothing_back(self, idle: Stack, mock: MockKafka) -> None:
         mock.down()
         try:
             sent = send.delay(TOPIC, PAYLOAD)
-            wait_until(lambda: in_flight() == 1, 20, "the send to be in flight")
+            wait_until(lambda: in_flight() == 1, 60, "the send to be in flight")
             app.control.revoke(sent.id, terminate=True, reply=True, timeout=5, limit=1)
         finally:
             mock.up()
@@ -167,12 +171,18 @@ class TestCelerysWay:
 
     def test_a_countdown(self, idle: Stack) -> None:
         """It waits in Redis; when it is due it is a plain send."""
+        later = send.apply_async((TOPIC, PAYLOAD), countdown=3600)
+        wait_until(lambda: idle.redis.zcard(DELAYED) == 1, 60, "it to be put aside")
         started = time.time()
-        sent = send.apply_async((TOPIC, PAYLOAD), countdown=4)
-        wait_until(lambda: idle.redis.zcard("kafka-delivery:delayed:1:kafka-delivery") == 1, 5, "it to be put aside")
-        assert inspected("scheduled") == []
+        sent = send.apply_async((TOPIC, PAYLOAD), countdown=2)
         idle.wait_for(TOPIC, {sent.id})
-        assert time.time() - started >= 4
+        assert time.time() - started >= 2
+        assert inspected("scheduled") == []
+        assert later.id not in idle.ids(TOPIC)
+        assert bring_forward(idle.redis) == 1
+        idle.wait_for(TOPIC, {later.id})
+        assert not self.taken_by_celery(idle, sent.id)
+        assert not self.taken_by_celery(idle, later.id)
         idle.wait_empty()
         assert idle.ids(TOPIC).count(sent.id) == 1
 
@@ -180,7 +190,7 @@ class TestCelerysWay:
         in_time = send.apply_async((TOPIC, PAYLOAD), expires=60)
         late = send.apply_async((TOPIC, PAYLOAD), expires=-1)
         idle.wait_for(TOPIC, {in_time.id})
-        wait_until(lambda: late.id in {item.id for item in idle.parked()}, 20, "the late one to be parked")
+        wait_until(lambda: late.id in {item.id for item in idle.parked()}, 60, "the late one to be parked")
         assert self.taken_by_celery(idle, in_time.id)
         assert late.id not in idle.ids(TOPIC)
 
@@ -207,13 +217,45 @@ class TestCelerysWay:
         mock.down()
         try:
             letters = {dead_letter.delay(TOPIC, str(n)).id for n in range(3)}
-            wait_until(lambda: len(inspected("active")) == 3, 20, "three dead letters to be active")
+            wait_until(lambda: len(inspected("active")) == 3, 60, "three dead letters to be active")
             pool = inspected("stats")["pool"]
             assert pool["in-flight"] == 0
             assert pool["threads"] >= 3
         finally:
             mock.up()
         idle.wait_for(f"{TOPIC}-dlq", {letter.removesuffix("-dlq") for letter in letters})
+
+
+class TestBatches:
+    """They are in flight as sends are."""
+
+    def test_their_events_come_in_order(self, idle: Stack) -> None:
+        before = inspected("stats")["total"].get("kafka_delivery.send_many", 0)
+        with watched_events() as events:
+            sent = send_many.delay([{"topic": TOPIC, "value": PAYLOAD}] * 3)
+            seen = events.wait_for(sent.id, "task-succeeded")
+        assert [event["type"] for event in seen] == ["task-received", "task-started", "task-succeeded"]
+        assert seen[-1]["result"] == "3 records delivered"
+        assert PAYLOAD not in str(seen)
+        idle.wait_empty()
+        assert inspected("stats")["total"]["kafka_delivery.send_many"] == before + 1
+        assert inspected("active") == []
+
+    def test_a_record_that_fails_has_its_own_fate_and_the_others_are_sent_once(self, idle: Stack) -> None:
+        names = [f"own-fate-{n}" for n in range(4)]
+        topics = [TOPIC, "no-such-topic", TOPIC, TOPIC]
+        before = inspected("stats")["total"].get("kafka_delivery.send_many", 0)
+        with watched_events() as events:
+            sent = send_many.delay(
+                [{"topic": topic, "value": "x", "message_id": name} for topic, name in zip(topics, names, strict=True)]
+            )
+            events.wait_for(sent.id, "task-succeeded")
+        idle.wait_empty()
+        assert events.types(sent.id) == ["task-received", "task-started", "task-succeeded"]
+        ids = [each for each in idle.ids(TOPIC) if each in names]
+        assert sorted(ids) == [names[0], names[2], names[3]]
+        assert [item.topic for item in idle.parked() if item.id == names[1]] == ["no-such-topic"]
+        assert inspected("stats")["total"]["kafka_delivery.send_many"] == before + 1
 
 
 LISTENING = """
@@ -245,7 +287,7 @@ def test_whoever_listens_to_signals_is_told(own: Stack, tmp_path: Path, names: t
 
     def expect(task_id: str, *expected: str) -> None:
         wanted = [name for name in expected if name in names]
-        wait_until(lambda: len(told(task_id)) >= len(wanted), 20, f"{wanted} of {task_id}, not {told(task_id)}")
+        wait_until(lambda: len(told(task_id)) >= len(wanted), 60, f"{wanted} of {task_id}, not {told(task_id)}")
         own.wait_empty()
         assert sorted(told(task_id)) == sorted(wanted)
 
