@@ -151,7 +151,7 @@ def bring_forward(client: AnyRedis, *lists: str) -> int:
     """Make all messages due that wait for their time in Redis, or in these lists; return how many."""
     count = 0
     for key in client.scan_iter(names.DELAYED + "*"):
-        for item in client.zrange(key, 0, -1):
+        for item in client.zrangebyscore(key, "(0", "+inf"):  # not what a worker may be about to take
             with client.pipeline() as pipe:  # at once: it is always somewhere
                 pipe.zrem(key, item)
                 pipe.zadd(key, {_past(item): 0})

@@ -67,7 +67,7 @@ POOLS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", [pytest.param("in-flight", marks=pytest.mark.smoke), *list(POOLS)[1:]])
 def test_an_outage_uses_no_attempt_and_ends_by_itself(system: Stack, mock: MockKafka, pool: str) -> None:
     arguments, changes = POOLS[pool]
     workers = [system.worker(*ALONE, *arguments, ready=False, **changes) for _ in range(2)]

@@ -103,6 +103,7 @@ def test_a_topic_that_is_silent_holds_up_no_other(redis_url: str, mock: MockKafk
         assert state() == "closed"
 
 
+@pytest.mark.smoke
 def test_a_topic_that_fills_all_room_at_once_holds_up_no_other(redis_url: str, mock: MockKafka) -> None:
     """So that nothing of others is in flight that could arrive; but the other brokers answer."""
     with silent(redis_url, mock, MAX_IN_FLIGHT=20) as (system, sick, well, held_up):

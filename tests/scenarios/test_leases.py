@@ -90,6 +90,7 @@ def reaped(*workers: Worker) -> list[str]:
 
 
 class TestDeadWorkers:
+    @pytest.mark.smoke
     def test_what_one_held_is_back_within_a_lease_at_the_front(self, system: Stack, mock: MockKafka) -> None:
         down_for_long(system, mock)
         ids = records(130)

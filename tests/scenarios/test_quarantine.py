@@ -187,6 +187,7 @@ def wait_empty(system: Stack) -> None:
         raise
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("case", NEVER_A_TASK)
 def test_a_message_that_is_no_task(working: Stack, envelope: Envelope, case: str) -> None:
     kind, spoil = NEVER_A_TASK[case]

@@ -111,7 +111,7 @@ def test_with_a_backlog(system: Stack, pool: str) -> None:
     assert [record for record, times in Counter(system.ids(TOPIC)).items() if times > 1] == []
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", [pytest.param("in-flight", marks=pytest.mark.smoke), *list(POOLS)[1:]])
 def test_while_kafka_is_down(system: Stack, pool: str) -> None:
     worker, ids = busy_worker_while_kafka_is_down(system, pool)
 
