@@ -53,6 +53,7 @@ SERVERS = ("real_kafka", "real_rabbit")
 """Fixtures that take seconds of a core to start: in a parallel run, one process serves the tests that need one."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks for the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together in a parallel run what shares something, by `--dist loadgroup`.
 
