@@ -181,7 +181,7 @@ class Events:
     def types(self, task_id: str) -> list[str]:
         return [event["type"] for event in self.of(task_id)]
 
-    def wait_for(self, task_id: str, kind: str, timeout: float = 30) -> list[dict[str, Any]]:
+    def wait_for(self, task_id: str, kind: str, timeout: float = 60) -> list[dict[str, Any]]:
         """Wait until the last event of a task is of this type; return its events."""
         wait_until(
             lambda: self.types(task_id)[-1:] == [kind], timeout, f"{kind} of {task_id}; got {self.types(task_id)}"
@@ -206,7 +206,7 @@ def watched_events() -> Iterator[Events]:
 
     thread = threading.Thread(target=watch, name="task-events", daemon=True)
     thread.start()
-    assert listening.wait(10), "no subscription to the task events"
+    assert listening.wait(60), "no subscription to the task events"
     try:
         yield events
     finally:

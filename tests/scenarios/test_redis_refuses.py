@@ -39,7 +39,7 @@ def system(server: RealRedis) -> Iterator[Stack]:
     changes = {"LEASE_S": 5, "WORKER_SOCKET_TIMEOUT_S": 3}
     with MockKafka() as kafka, stack(server.url, kafka, **changes) as system:
         system.redis.flushall()
-        kafka.create_topic(TOPIC)
+        kafka.create_topic(TOPIC, 8)
         kafka.create_topic(f"{TOPIC}-dlq")
         yield system
 
@@ -81,6 +81,11 @@ def load(system: Stack, every_s: float = 0.02) -> Iterator[list[str]]:
     assert not thread.is_alive(), "a send hangs"
 
 
+def held(system: Stack) -> int:
+    """Messages that workers have taken."""
+    return sum(int(system.redis.hlen(key)) for key in system.redis.scan_iter("kafka-delivery:held:1:*"))
+
+
 def accounted(system: Stack) -> set[str]:
     return {*system.ids(TOPIC), *system.ids(f"{TOPIC}-dlq"), *(item.id for item in system.parked())}
 
@@ -110,19 +115,22 @@ def test_no_new_connections(system: Stack, pool: tuple[str, ...]) -> None:
     kafka = mock(system)
     worker = system.worker(*ALONE, *pool)
     warm(system)
-    kafka.delay(-1, 2_000)  # so that all are under way before the first one fails
     for _ in range(8):
         kafka.fail_next(PASSING)
         kafka.fail_next(FINAL)
+    # Kafka is away until all have begun, and the first one fails after that.
+    system.command("breaker", "force-closed", "--reason", "a test")
+    kafka.down()
     # Not one batch: each has an outcome of its own.
-    ids = {send.delay(TOPIC, str(n), partition=n % 4).id for n in range(8)}
+    ids = {send.delay(TOPIC, str(n), partition=n).id for n in range(8)}
+    wait_until(lambda: held(system) >= 4, 60, "all processes to be busy")
     system.redis.config_set("maxclients", len(system.redis.client_list()))
+    kafka.up()
     try:
         wait_log(worker, "max number of clients")
     finally:
         # A new connection could not lift it, nor could this one if it had to reconnect.
         system.redis.config_set("maxclients", 10_000)
-        kafka.delay(-1, 0)
 
     wait_accounted(system, ids)
     assert worker.process.poll() is None
