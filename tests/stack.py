@@ -71,7 +71,7 @@ class Worker:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def wait_ready(self, timeout: float = 60) -> Worker:
+    def wait_ready(self, timeout: float = 120) -> Worker:
         wait_until(lambda: " ready." in self.log or self.process.poll() is not None, timeout, "the worker to be ready")
         assert self.process.poll() is None, self.log
         return self

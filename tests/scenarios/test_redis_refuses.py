@@ -189,8 +189,8 @@ def test_redis_is_killed_under_load(system: Stack, server: RealRedis, pool: tupl
     with load(system) as accepted:
         wait_until(lambda: len(accepted) > 30, 60, "some load")
         server.kill()
-        lost = "Connection to broker lost"
-        wait_until(lambda: lost in worker.log or worker.process.poll() is not None, 60, "the worker to notice it")
+        noticed = "lease.not_renewed"
+        wait_until(lambda: noticed in worker.log or worker.process.poll() is not None, 60, "the worker to notice it")
         server.start()
         reached = len(accepted)
         wait_until(lambda: len(accepted) > reached + 30, 60, "some load")
