@@ -17,8 +17,8 @@ from kafka_delivery import Record, send
 from servers import RealKafka, RealRedis, wait_until
 from stack import Stack, Worker, message_id, stack
 
-LEASE_S = 5
-TAKE_OVER_S = 5
+LEASE_S = 10
+TAKE_OVER_S = 20
 """After a lease: until the others look again, claim what came back, and have it confirmed."""
 
 RATE = 200  # sends a second
@@ -164,7 +164,7 @@ def come_and_go(kafka: RealKafka, redis: RealRedis, topic: str, seconds: float) 
             while time.monotonic() < until or not fleet.came_back():
                 time.sleep(dice.uniform(*PAUSE_S))
                 fleet.change()
-            time.sleep(LEASE_S + TAKE_OVER_S)  # the stream outlasts what the last change can do to it
+            time.sleep(1.5 * LEASE_S)  # the stream outlasts what the last change can do to it
         finally:
             stop.set()
         began, ended = streaming.result(30)

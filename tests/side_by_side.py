@@ -1,7 +1,7 @@
 """Which tests stay together in a parallel run (`pytest -n`), and which begin first.
 
-xdist's own groups (`--dist loadgroup`) are silently ignored with pytest 9.2: xdist 3.8 writes them where pytest no longer
-keeps an item's id. So this is a scheduler of our own, by xdist's documented hook.
+xdist's own groups (`--dist loadgroup`) are silently ignored with pytest 9.2: xdist 3.8 writes them where pytest no
+longer keeps an item's id. So this is a scheduler of our own, by xdist's documented hook.
 """
 
 from __future__ import annotations

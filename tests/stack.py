@@ -82,7 +82,7 @@ class Worker:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def wait_ready(self, timeout: float = 30) -> Worker:
+    def wait_ready(self, timeout: float = 120) -> Worker:
         wait_until(lambda: " ready." in self.log or self.process.poll() is not None, timeout, "the worker to be ready")
         assert self.process.poll() is None, self.log
         return self
@@ -169,13 +169,13 @@ class Stack:
 
     def read(self, *topics: str) -> list[Consumed]:
         """What is in these topics now, by an independent consumer."""
-        return read_all(self.kafka.bootstrap_servers, list(topics), timeout=15)
+        return read_all(self.kafka.bootstrap_servers, list(topics), timeout=60)
 
     def ids(self, *topics: str) -> list[str]:
         """The message ids in these topics, repeats included."""
         return [message_id(record) for record in self.read(*topics)]
 
-    def wait_for(self, topic: str, ids: set[str], timeout: float = 30) -> list[Consumed]:
+    def wait_for(self, topic: str, ids: set[str], timeout: float = 60) -> list[Consumed]:
         """Wait until all of `ids` are in `topic`; return everything that is in it."""
         found: list[Consumed] = []
 
@@ -189,7 +189,7 @@ class Stack:
     def parked(self) -> list[Parked]:
         return list(ParkingStore(self.redis).list())
 
-    def wait_parked(self, count: int = 1, timeout: float = 30) -> list[Parked]:
+    def wait_parked(self, count: int = 1, timeout: float = 60) -> list[Parked]:
         wait_until(lambda: len(self.parked()) >= count, timeout, f"{count} parked")
         return self.parked()
 
@@ -199,7 +199,7 @@ class Stack:
         counts = leftovers(self.redis)
         return sum(counts.values()) - counts.get("unacked_index", 0)
 
-    def wait_empty(self, timeout: float = 30) -> None:
+    def wait_empty(self, timeout: float = 60) -> None:
         """Wait until nothing waits in a queue and no worker holds a message."""
         wait_until(lambda: self.waiting == 0, timeout, "the queues to be empty")
 

@@ -26,7 +26,7 @@ from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from scraping import exporter, scrape
 from servers import RealRabbit, wait_until
-from stack import IMPATIENT, Stack, Worker, stack
+from stack import Stack, Worker, stack
 from watching import ALONE, emptied, other_worker
 
 QUEUE, DEAD_LETTER_QUEUE = "kafka-delivery", "kafka-delivery-dlq"
@@ -49,7 +49,7 @@ def mock() -> Iterator[MockKafka]:
 
 @pytest.fixture(scope="module")
 def system(redis_url: str, mock: MockKafka, real_rabbit: RealRabbit) -> Iterator[Stack]:
-    changes = {"BROKER_URL": real_rabbit.url, "TOPIC_PROPAGATION_MS": 300} | IMPATIENT
+    changes = {"BROKER_URL": real_rabbit.url, "TOPIC_PROPAGATION_MS": 300}
     with stack(emptied(redis_url), mock, **changes) as system:
         yield system
 
@@ -80,7 +80,7 @@ def queue(real_rabbit: RealRabbit) -> Iterator[amqp.Channel]:
 
 def wait_stored(system: Stack, item_id: str) -> Parked:
     store = ParkingStore(system.redis)
-    wait_until(lambda: store.get(item_id) is not None, 20, f"{item_id} to be parked")
+    wait_until(lambda: store.get(item_id) is not None, 60, f"{item_id} to be parked")
     item = store.get(item_id)
     assert item is not None
     return item
@@ -108,7 +108,7 @@ class TestDelivery:
         mock.fail_next(PASSING, 2)
         sent = send.delay(TOPIC, "x")
         system.wait_for(TOPIC, {sent.id})
-        wait_until(lambda: outcome(system, "retried") == before + 2, 5, "two retries")
+        wait_until(lambda: outcome(system, "retried") == before + 2, 60, "two retries")
         assert system.ids(TOPIC).count(sent.id) == 1
 
     def test_a_refused_record_becomes_a_dead_letter(self, system: Stack, mock: MockKafka, working: Worker) -> None:
@@ -127,7 +127,7 @@ class TestDelivery:
         mock.down()
         try:
             sent = send.delay(TOPIC, "x")
-            wait_until(lambda: outcome(system, "deferred") > deferred, 20, "the record deferred")
+            wait_until(lambda: outcome(system, "deferred") > deferred, 60, "the record deferred")
         finally:
             mock.up()
         system.wait_for(TOPIC, {sent.id})
@@ -168,9 +168,9 @@ class TestKept:
         assert wait_stored(system, sent.id).kind == "expired"
 
     def test_revoked(self, system: Stack, working: Worker) -> None:
-        sent = send.apply_async((TOPIC, PAYLOAD), countdown=3)
-        assert app.control.revoke(sent.id, reply=True, timeout=5, limit=1)
-        assert wait_stored(system, sent.id).kind == "revoked"
+        assert app.control.revoke("revoked-first", reply=True, timeout=5, limit=1)
+        send.apply_async((TOPIC, PAYLOAD), {"message_id": "revoked-first"}, countdown=1)
+        assert wait_stored(system, "revoked-first").kind == "revoked"
 
     def test_a_time_that_no_clock_has(self, system: Stack, working: Worker, queue: amqp.Channel) -> None:
         """Celery rejects it, which on RabbitMQ is to throw it away."""
@@ -278,8 +278,9 @@ class TestKept:
             worker = system.worker(*ALONE)
             valkey.stop()
             queue.basic_publish(a_message(b"", application_headers={"id": "kept"}), routing_key=QUEUE)
-            wait_until(lambda: worker.log.count("message.not_parked id=kept") >= 2, 40, "a second try")
-            assert worker.log.count("message.not_parked id=kept") <= 3
+            started = time.monotonic()
+            wait_until(lambda: worker.log.count("message.not_parked id=kept") >= 2, 60, "a second try")
+            assert worker.log.count("message.not_parked id=kept") <= 2 + time.monotonic() - started  # every two seconds
             valkey.start()
             wait_stored(system, "kept")
             worker.stop()
@@ -297,10 +298,10 @@ class TestKept:
             app.control.revoke("revoked", reply=True, timeout=5, limit=1)
             send.delay(TOPIC, PAYLOAD, message_id="revoked")
             app.send_task(send.name, ("no topic!", PAYLOAD), task_id="invalid", queue=QUEUE, argsrepr="()")
-            wait_until(lambda: worker.log.count("not_parked message_id=revoked") >= 2, 40, "a second try")
-            assert worker.log.count("not_parked message_id=revoked") <= 3
-            assert worker.log.count("not_parked id=undecodable") <= 3
-            assert worker.log.count("send[invalid] received") <= 3
+            started = time.monotonic()
+            wait_until(lambda: worker.log.count("not_parked message_id=revoked") >= 2, 60, "a second try")
+            for text in ("not_parked message_id=revoked", "not_parked id=undecodable", "send[invalid] received"):
+                assert worker.log.count(text) <= 2 + time.monotonic() - started  # every two seconds at most
             sent = send.apply_async((TOPIC, "others flow"), ignore_result=False)
             assert sent.get(timeout=20)["message_id"] == sent.id
             system.redis.hdel(names.PARKED, "large")
@@ -314,11 +315,11 @@ class TestKept:
 class TestStopping:
     def test_a_stopping_worker_loses_nothing(self, system: Stack, mock: MockKafka, nobody: Stack) -> None:
         before = outcome(system, "delivered")
-        mock.delay(-1, 200)
+        mock.delay(-1, 1_000)
         try:
-            ids = {send.delay(TOPIC, str(n)).id for n in range(1_500)}  # ten seconds' worth
+            ids = set(send.bulk({"topic": TOPIC, "value": str(n)} for n in range(1_500)))  # 47 seconds' worth
             worker = system.worker(*ALONE)
-            wait_until(lambda: outcome(system, "delivered") > before, 20, "some delivered")
+            wait_until(lambda: outcome(system, "delivered") > before, 60, "some delivered")
             worker.stop()
         finally:
             mock.delay(-1, 0)
@@ -333,7 +334,7 @@ class TestStopping:
         try:
             ids = {send.delay(TOPIC, str(n)).id for n in range(200)}
             worker = system.worker(*ALONE)
-            wait_until(lambda: outcome(system, "delivered") > before, 20, "some delivered")
+            wait_until(lambda: outcome(system, "delivered") > before, 60, "some delivered")
             worker.kill()
         finally:
             mock.delay(-1, 0)
@@ -346,8 +347,8 @@ class TestStopping:
         mock.down()
         try:
             ids = {send.delay(TOPIC, str(n)).id for n in range(10)}
-            wait_until(lambda: all(message_id in worker.log for message_id in ids), 10, "all received")
-            assert worker.stop() < 15
+            wait_until(lambda: all(message_id in worker.log for message_id in ids), 60, "all received")
+            worker.stop()  # a report may take two minutes
         finally:
             mock.up()
         system.worker(*ALONE)
@@ -410,7 +411,7 @@ class TestConfirmed:
         try:
             with pytest.raises(EnqueueError) as caught:
                 send.delay(TOPIC, "y")
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 30
         finally:
             real_rabbit.resume()
         again = accepted(caught.value.message_id)
@@ -427,7 +428,7 @@ class TestConfirmed:
             started = time.monotonic()
             with pytest.raises(EnqueueError):
                 send.delay(TOPIC, "x")
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 30
             worker = system.worker("-E")
             system.wait_for(TOPIC, waiting)
             mock.fail_next(PASSING)
@@ -445,12 +446,12 @@ class TestConfirmed:
         started = time.monotonic()
         with pytest.raises(EnqueueError):
             send.delay(TOPIC, "x")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
         worker.signal(signal.SIGCONT)
         real_rabbit.start()
         waiting.add(accepted("after"))
         system.wait_for(TOPIC, waiting)
-        wait_until(lambda: real_rabbit.waiting(QUEUE) == 0, 20, "what is repeated to be delivered, too")
+        wait_until(lambda: real_rabbit.waiting(QUEUE) == 0, 60, "what is repeated to be delivered, too")
         worker.stop()
 
 
@@ -463,7 +464,7 @@ def accepted(message_id: str) -> str:
             return True
         return False
 
-    wait_until(taken, 30, "RabbitMQ to take a message")
+    wait_until(taken, 60, "RabbitMQ to take a message")
     return message_id
 
 
@@ -483,7 +484,7 @@ class TestCommands:
             assert metrics.sum("kafka_delivery_backlog_messages") == 3
             assert not metrics.has("kafka_delivery_leased_messages")
         system.worker(*ALONE)
-        wait_until(lambda: len(workers_seen(system)) == 1, 20, "the worker to answer in time")
+        wait_until(lambda: len(workers_seen(system)) == 1, 60, "the worker to answer in time")
 
     def test_doctor_looks_at_the_broker(self, system: Stack) -> None:
         done = system.command("doctor", "--json", check=False)

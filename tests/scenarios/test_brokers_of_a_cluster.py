@@ -42,7 +42,7 @@ def test_one_of_three_dies(kafka: RealKafka, tmp_path: Path, redis_url: str) -> 
         with stack(emptied(redis_url), kafka) as system:
             system.worker(*ALONE)
             with load("orders") as accepted:
-                wait_until(lambda: len(accepted) > 50, 30, "some load")
+                wait_until(lambda: len(accepted) > 50, 60, "some load")
                 second.kill()
                 killed = len(accepted)
                 system.wait_for("orders", set(accepted), 60)
@@ -60,12 +60,12 @@ def test_a_topic_with_too_few_replicas_holds_up_no_other(kafka: RealKafka, tmp_p
     """NOT_ENOUGH_REPLICAS: librdkafka tries again for two minutes and says nothing; its records fill the room."""
     kafka.create_topic("payments")  # of the broker that stays
     kafka.create_topic("orders-dlq")
-    changes = {"STALL_S": 3, "REQUEST_TIMEOUT_MS": 3_000, "MAX_IN_FLIGHT": 100}
+    changes = {"STALL_S": 5, "REQUEST_TIMEOUT_MS": 3_000, "MAX_IN_FLIGHT": 100}
     with AnotherBroker(tmp_path / "2", kafka) as second, stack(emptied(redis_url), kafka, **changes) as system:
         kafka.create_topic("orders", replicas=2, min_insync_replicas=2)
         system.worker(*ALONE)
         with load("orders") as orders, load("payments") as payments:
-            wait_until(lambda: min(len(orders), len(payments)) > 50, 30, "some load")
+            wait_until(lambda: min(len(orders), len(payments)) > 50, 60, "some load")
             second.kill()
             wait_until(alone("orders"), 60, "the topic's circuit to be the only one that is open")
             assert "while others arrive" in (opened(system, "orders") or "")

@@ -4,7 +4,6 @@ and the rest comes by itself.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from stack import Worker, stack
 from watching import ALONE, emptied, load
 
 TOPIC = "outage"
-DOWN_S = 12
-"""Long enough that records time out in librdkafka three times over, with the settings below."""
 
 
 def goes_on(worker: Worker) -> bool:
@@ -41,16 +38,18 @@ def test_kafka_is_killed_under_load(redis_url: str, tmp_path: Path) -> None:
         for worker in workers.values():
             worker.wait_ready()
         with load(TOPIC) as accepted:
-            wait_until(lambda: len(accepted) > 50, 30, "some load")
+            wait_until(lambda: len(accepted) > 50, 60, "some load")
             kafka.kill()
             killed = len(accepted)
-            time.sleep(DOWN_S)  # the outage itself: nothing in it is waited for
+            # Until each has met it: with the settings below records time out in librdkafka after four seconds.
+            met = "UnavailableError"
+            wait_until(lambda: all(met in worker.log for worker in workers.values()), 90, "all to meet the outage")
+            wait_until(lambda: len(accepted) > killed + 200, 60, "the application to send on as if nothing were")
             restarted = len(accepted)
             kafka.start()
-            wait_until(lambda: len(accepted) > restarted + 50, 30, "some load after the outage")
+            wait_until(lambda: len(accepted) > restarted + 50, 60, "some load after the outage")
             # The in-flight pool takes most of what waits; of what comes later each gets its share. It logs no success.
-            wait_until(lambda: all(map(goes_on, (workers["threads"], workers["prefork"]))), 40, "all pools to go on")
-        assert restarted - killed > DOWN_S * 10, "the application was held up by the outage"
+            wait_until(lambda: all(map(goes_on, (workers["threads"], workers["prefork"]))), 60, "all pools to go on")
 
         system.wait_for(TOPIC, set(accepted), timeout=60)
         system.wait_empty()
@@ -63,5 +62,4 @@ def test_kafka_is_killed_under_load(redis_url: str, tmp_path: Path) -> None:
         assert set(counted) == {"delivered", "deferred"}
         assert counted["delivered"] == len(accepted)
         for pool, worker in workers.items():
-            assert "UnavailableError" in worker.log, f"{pool} met no outage"
-            assert "RetriableError" not in worker.log
+            assert "RetriableError" not in worker.log, pool

@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
@@ -15,7 +16,7 @@ from kafka_delivery import EnqueueError, send
 from kafka_delivery_worker.embedded import MockKafka
 from servers import RealRedis, have_real_redis, missing, wait_until
 from stack import Stack, Worker, stack
-from watching import ALONE
+from watching import ALONE, looks
 
 pytestmark = pytest.mark.real
 
@@ -35,10 +36,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRedis]:
 
 @pytest.fixture
 def system(server: RealRedis) -> Iterator[Stack]:
-    changes = {"ENQUEUE_TIMEOUT_S": 2, "LEASE_S": 3, "WORKER_SOCKET_TIMEOUT_S": 3}
+    changes = {"LEASE_S": 5, "WORKER_SOCKET_TIMEOUT_S": 3}
     with MockKafka() as kafka, stack(server.url, kafka, **changes) as system:
         system.redis.flushall()
-        kafka.create_topic(TOPIC)
+        kafka.create_topic(TOPIC, 8)
         kafka.create_topic(f"{TOPIC}-dlq")
         yield system
 
@@ -76,8 +77,13 @@ def load(system: Stack, every_s: float = 0.02) -> Iterator[list[str]]:
         yield accepted
     finally:
         enough.set()
-        thread.join(30)
+        thread.join(60)
     assert not thread.is_alive(), "a send hangs"
+
+
+def held(system: Stack) -> int:
+    """Messages that workers have taken."""
+    return sum(int(system.redis.hlen(key)) for key in system.redis.scan_iter("kafka-delivery:held:1:*"))
 
 
 def accounted(system: Stack) -> set[str]:
@@ -93,7 +99,7 @@ def wait_accounted(system: Stack, ids: set[str], timeout: float = 30) -> None:
 
 
 def wait_log(worker: Worker, text: str) -> None:
-    wait_until(lambda: text in worker.log, 20, f"{text!r} in the worker's log")
+    wait_until(lambda: text in worker.log, 60, f"{text!r} in the worker's log")
 
 
 IN_FLIGHT, THREADS, PREFORK = (), ("-P", "threads"), ("-P", "prefork", "-c", "4")
@@ -109,19 +115,22 @@ def test_no_new_connections(system: Stack, pool: tuple[str, ...]) -> None:
     kafka = mock(system)
     worker = system.worker(*ALONE, *pool)
     warm(system)
-    kafka.delay(-1, 2_000)  # so that all are under way before the first one fails
     for _ in range(8):
         kafka.fail_next(PASSING)
         kafka.fail_next(FINAL)
+    # Kafka is away until all have begun, and the first one fails after that.
+    system.command("breaker", "force-closed", "--reason", "a test")
+    kafka.down()
     # Not one batch: each has an outcome of its own.
-    ids = {send.delay(TOPIC, str(n), partition=n % 4).id for n in range(8)}
+    ids = {send.delay(TOPIC, str(n), partition=n).id for n in range(8)}
+    wait_until(lambda: held(system) >= 4, 60, "all processes to be busy")
     system.redis.config_set("maxclients", len(system.redis.client_list()))
+    kafka.up()
     try:
         wait_log(worker, "max number of clients")
     finally:
         # A new connection could not lift it, nor could this one if it had to reconnect.
         system.redis.config_set("maxclients", 10_000)
-        kafka.delay(-1, 0)
 
     wait_accounted(system, ids)
     assert worker.process.poll() is None
@@ -132,6 +141,12 @@ def fill(system: Stack) -> Callable[[], object]:
     """Refuse every write that takes memory."""
     system.redis.config_set("maxmemory", 1)
     return lambda: system.redis.config_set("maxmemory", 0)
+
+
+def refused(system: Stack) -> int:
+    """How often Redis has answered with an error: a send of the load each time, or a worker."""
+    errors: dict[str, Any] = system.redis.info("errorstats")
+    return sum(int(one["count"]) for one in errors.values())
 
 
 def demote(system: Stack) -> Callable[[], object]:
@@ -149,14 +164,17 @@ def test_no_writes(system: Stack, pool: tuple[str, ...]) -> None:
     with load(system) as accepted:
         for refuse in (fill, demote):
             reached = len(accepted)
-            wait_until(lambda reached=reached: len(accepted) > reached + 10, 30, "some load")  # type: ignore[misc]
+            wait_until(lambda reached=reached: len(accepted) > reached + 10, 60, "some load")  # type: ignore[misc]
+            before = refused(system)
             lift = refuse(system)
             try:
-                threading.Event().wait(2)  # the outage itself: a worker meets the refusal several times
+                wait_until(lambda before=before: refused(system) > before + 50, 60, "refusals")  # type: ignore[misc]
+                with looks(system.redis) as looked:
+                    looked.renewals(3)  # a worker meets the refusal several times
             finally:
                 lift()
         reached = len(accepted)
-        wait_until(lambda: len(accepted) > reached + 10, 30, "some load after it")
+        wait_until(lambda: len(accepted) > reached + 10, 60, "some load after it")
     wait_accounted(system, sent | set(accepted))
     system.wait_empty()
     assert system.read(f"{TOPIC}-dlq") == []
@@ -169,13 +187,14 @@ def test_redis_is_killed_under_load(system: Stack, server: RealRedis, pool: tupl
     worker = system.worker(*ALONE, *pool)
     warm(system)
     with load(system) as accepted:
-        wait_until(lambda: len(accepted) > 30, 30, "some load")
+        wait_until(lambda: len(accepted) > 30, 60, "some load")
         server.kill()
-        threading.Event().wait(0.5)
+        noticed = "lease.not_renewed"
+        wait_until(lambda: noticed in worker.log or worker.process.poll() is not None, 60, "the worker to notice it")
         server.start()
         reached = len(accepted)
-        wait_until(lambda: len(accepted) > reached + 30, 30, "some load")
-    wait_until(lambda: set(accepted) <= accounted(system) or worker.process.poll() is not None, 40, "all accounted for")
+        wait_until(lambda: len(accepted) > reached + 30, 60, "some load")
+    wait_until(lambda: set(accepted) <= accounted(system) or worker.process.poll() is not None, 60, "all accounted for")
     if worker.process.poll() is not None:
         system.worker(*ALONE, *pool)
     wait_accounted(system, set(accepted))

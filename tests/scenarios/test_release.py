@@ -15,7 +15,7 @@ from kafka_delivery.names import DEATHS
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from servers import wait_until
 from stack import Stack, leftovers, stack
-from watching import ALONE
+from watching import ALONE, bring_forward, end_leases
 
 TOPIC = "released"
 QUEUE, DEAD_LETTERS = "kafka-delivery", "kafka-delivery-dlq"
@@ -37,7 +37,7 @@ def mock() -> Iterator[MockKafka]:
 @pytest.fixture
 def system(mock: MockKafka) -> Iterator[Stack]:
     """Without a worker yet."""
-    with Valkey() as valkey, stack(valkey.url, mock, LEASE_S=1, LINGER_MS=0) as system:
+    with Valkey() as valkey, stack(valkey.url, mock, LEASE_S=30, LINGER_MS=0) as system:
         yield system
 
 
@@ -53,13 +53,14 @@ def queued(system: Stack, name: str = QUEUE) -> list[str]:
 
 def test_celerys_transport_delivers_what_leased_workers_had_put_aside_or_held(system: Stack, mock: MockKafka) -> None:
     killed = system.worker(*ALONE, MAX_IN_FLIGHT=10, CONCURRENCY=10)
-    delayed = [send.apply_async((TOPIC, "x"), countdown=20).id for _ in range(3)]
-    last = send.apply_async((TOPIC, "x"), countdown=20, priority=9).id
-    letter = dead_letter.apply_async((TOPIC, "x"), countdown=20).id
-    wait_until(lambda: count(system, "delayed") == 5, 5, "the delayed ones to be put aside")
+    delayed = [send.apply_async((TOPIC, "x"), countdown=3600).id for _ in range(3)]
+    last = send.apply_async((TOPIC, "x"), countdown=3600, priority=9).id
+    letter = dead_letter.apply_async((TOPIC, "x"), countdown=3600).id
+    wait_until(lambda: count(system, "delayed") == 5, 60, "the delayed ones to be put aside")
     sent = send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(20)])
-    wait_until(lambda: count(system, "held") == 10, 20, "ten in flight")
+    wait_until(lambda: count(system, "held") == 10, 60, "ten in flight")
     killed.kill()
+    end_leases(system.redis)
     aside = [send.delay(TOPIC, str(n)).id for n in range(5)]  # as a claim does it while their topic's circuit is open
     system.redis.sadd(WAITING, f"{TOPIC}:{QUEUE}")
     for item in [system.redis.lpop(QUEUE) for _ in aside][::-1]:
@@ -73,6 +74,7 @@ def test_celerys_transport_delivers_what_leased_workers_had_put_aside_or_held(sy
     assert (queued(system, LAST_LIST), queued(system, DEAD_LETTERS)) == ([last], [letter])
     assert leftovers(system.redis).keys() == {QUEUE, LAST_LIST, DEAD_LETTERS}
 
+    assert bring_forward(system.redis, QUEUE, LAST_LIST, DEAD_LETTERS) == 5 + 20 + 5
     mock.up()
     system.worker(*ALONE, TRANSPORT="celery", POOL="threads")
     system.wait_for(TOPIC, {*aside, *sent, *delayed, last})
@@ -87,8 +89,9 @@ def test_a_message_that_took_too_many_workers_down_is_parked(system: Stack) -> N
     (envelope,) = system.redis.lrange(QUEUE, 0, -1)
     system.redis.hset(DEATHS, json.loads(envelope)["properties"]["delivery_tag"], "4")
     worker = system.worker(*ALONE)
-    wait_until(lambda: count(system, "held") == 1, 20, "it to be in flight")
+    wait_until(lambda: count(system, "held") == 1, 60, "it to be in flight")
     worker.kill()
+    end_leases(system.redis)
 
     system.command("release")
 
@@ -100,7 +103,8 @@ def test_a_message_that_took_too_many_workers_down_is_parked(system: Stack) -> N
 def test_what_a_living_worker_holds_is_its_own(system: Stack, mock: MockKafka, arguments: tuple[str, ...]) -> None:
     sent = {send.delay(TOPIC, str(n)).id for n in range(5)}
     worker = system.worker(*ALONE)
-    wait_until(lambda: count(system, "held") == 5, 20, "five in flight")
+    wait_until(lambda: count(system, "held") == 5, 60, "five in flight")
+    system.settings["LEASE_S"] = "1"  # the command waits for two and a half
 
     done = system.command("release", *arguments, check=False)
 
@@ -122,8 +126,9 @@ def test_what_a_living_worker_holds_is_its_own(system: Stack, mock: MockKafka, a
 def test_beside_a_worker_that_runs_nothing_is_released(system: Stack) -> None:
     """Delayed messages would be put aside again at once, and the worker's end would leave them there."""
     system.worker(*ALONE)
-    send.apply_async((TOPIC, "x"), countdown=600)
-    wait_until(lambda: count(system, "delayed") == 1, 20, "it to be put aside")
+    send.apply_async((TOPIC, "x"), countdown=3600)
+    wait_until(lambda: count(system, "delayed") == 1, 60, "it to be put aside")
+    system.settings["LEASE_S"] = "1"
 
     done = system.command("release", "--json", check=False)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +17,12 @@ from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka
 from servers import wait_until
 from stack import Stack, Worker, stack
-from watching import ALONE, emptied
+from watching import ALONE, emptied, looks
 
 TOPIC = "stopping"
-MARGIN_S = 8
-"""What Celery itself may take to stop, on a machine that is busy with other tests; prefork alone takes 2 s."""
+PROMPT_S = 60
+"""What a stop may take on a machine that is busy with other tests; prefork alone takes 2 s on an idle one. A worker
+that waited for what it must not wait for would take longer than this in each test."""
 
 POOLS: dict[str, tuple[str, ...]] = {
     "in-flight": (),
@@ -68,7 +68,7 @@ def busy_worker_while_kafka_is_down(system: Stack, pool: str, **changes: Any) ->
     mock(system).down()
     ids = {send.delay(TOPIC, str(n)).id for n in range(50)}
     worker = system.worker(*ALONE, *POOLS[pool], **changes)
-    wait_until(lambda: "producer.error" in worker.log and held(system) > 0, 20, "the worker to meet the outage")
+    wait_until(lambda: "producer.error" in worker.log and held(system) > 0, 60, "the worker to meet the outage")
     return worker, ids
 
 
@@ -91,16 +91,16 @@ def assert_next_worker_delivers(system: Stack, ids: set[str]) -> None:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_with_a_backlog(system: Stack, pool: str) -> None:
-    mock(system).delay(-1, 200)
-    ids = set(send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(1_000)]))  # ten seconds' worth and more
-    worker = system.worker(*ALONE, *POOLS[pool], SHUTDOWN_TIMEOUT_S=30)  # what is in flight arrives
-    wait_until(lambda: counts.read(system.redis).get(TOPIC, {}).get("delivered", 0) > 3, 30, "the first deliveries")
+    mock(system).delay(-1, 1_000)
+    ids = set(send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(2_000)]))  # a hundred seconds' worth and more
+    worker = system.worker(*ALONE, *POOLS[pool], SHUTDOWN_TIMEOUT_S=60)  # what is in flight arrives
+    wait_until(lambda: counts.read(system.redis).get(TOPIC, {}).get("delivered", 0) > 3, 60, "the first deliveries")
 
-    took = worker.stop()
+    took = worker.stop(120)
 
     mock(system).delay(-1, 0)
     assert worker.process.returncode == 0
-    assert took < MARGIN_S
+    assert took < PROMPT_S
     assert held(system) == 0
     left = queued(system)
     delivered = system.ids(TOPIC)
@@ -111,14 +111,14 @@ def test_with_a_backlog(system: Stack, pool: str) -> None:
     assert [record for record, times in Counter(system.ids(TOPIC)).items() if times > 1] == []
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", [pytest.param("in-flight", marks=pytest.mark.smoke), *list(POOLS)[1:]])
 def test_while_kafka_is_down(system: Stack, pool: str) -> None:
     worker, ids = busy_worker_while_kafka_is_down(system, pool)
 
-    took = worker.stop()
+    took = worker.stop(120)
 
     assert worker.process.returncode == 0
-    assert took < 1 + MARGIN_S
+    assert took < PROMPT_S, "a report may take two minutes"
     assert_all_queued_unharmed(system, ids)
     if pool == "in-flight":  # to the next worker it is all the same who put it back
         assert_next_worker_delivers(system, ids)
@@ -127,13 +127,14 @@ def test_while_kafka_is_down(system: Stack, pool: str) -> None:
 
 @pytest.mark.parametrize("pool", ["in-flight", "prefork"])
 def test_the_second_signal_hurries(system: Stack, pool: str) -> None:
-    worker, ids = busy_worker_while_kafka_is_down(system, pool, SHUTDOWN_TIMEOUT_S=100)
+    worker, ids = busy_worker_while_kafka_is_down(system, pool, SHUTDOWN_TIMEOUT_S=150)
     worker.signal(signal.SIGTERM)
-    wait_until(lambda: "Warm shutdown" in worker.log, 10, "the worker to be told")
-    time.sleep(1)  # it waits, and would for long
+    wait_until(lambda: "Warm shutdown" in worker.log, 60, "the worker to be told")
+    with looks(system.redis) as looked:
+        looked.reports(2)  # it waits, and would for long
     assert worker.process.poll() is None
 
-    took = worker.stop()
+    took = worker.stop(120)
 
-    assert took < MARGIN_S
+    assert took < PROMPT_S
     assert_all_queued_unharmed(system, ids)

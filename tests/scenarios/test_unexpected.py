@@ -65,7 +65,7 @@ def system(redis_url: str) -> Iterator[Stack]:
 
 def wait_stored(system: Stack, item_id: str) -> Parked:
     store = ParkingStore(system.redis)
-    wait_until(lambda: store.get(item_id) is not None, 20, f"{item_id} to be parked")
+    wait_until(lambda: store.get(item_id) is not None, 60, f"{item_id} to be parked")
     item = store.get(item_id)
     assert item is not None
     return item
@@ -108,7 +108,7 @@ def test_what_cannot_be_parked_stays_in_the_queue(system: Stack, tmp_path: Path)
     send.delay(TOPIC, PAYLOAD, message_id="single")
     letter = dead_letter.delay(TOPIC, PAYLOAD, message_id="letter")
     # It comes back, again and again, with a pause, and is never gone in between.
-    wait_until(lambda: min(worker.log.count(f"[{i}] received") for i in ("single", letter.id)) >= 3, 20, "three rounds")
+    wait_until(lambda: min(worker.log.count(f"[{i}] received") for i in ("single", letter.id)) >= 3, 60, "three rounds")
     assert system.waiting == 2
     assert system.parked() == []
 
