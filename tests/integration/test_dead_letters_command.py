@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from kafka_delivery_worker.embedded import MockKafka
-from kafka_delivery_worker.redrive import Backlog
+from kafka_delivery_worker.redrive import Backlog, backlog
 from letters import bury, command, listed, produce, waiting
 from stack import Stack, stack
 from watching import emptied
@@ -142,4 +142,26 @@ def test_a_typing_mistake_ends_in_a_sentence(system: Stack, arguments: str, said
     done = command(system, *shlex.split(arguments), check=False)
     assert done.returncode in (1, 2)
     assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "verb", [["topics"], ["list", MISTYPED], ["redrive", MISTYPED, "--yes"]], ids=lambda verb: verb[0]
+)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"KAFKA_DELIVERY_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "kafka-delivery: Kafka: "),
+        ({"KAFKA_DELIVERY_REDIS_URL": "redis://127.0.0.1:1/0"}, "kafka-delivery: Redis: "),
+    ],
+    ids=["Kafka", "Redis"],
+)
+def test_servers_that_are_away_end_in_a_sentence(
+    system: Stack, verb: list[str], change: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if said == "kafka-delivery: Kafka: ":  # which is known after this time only
+        monkeypatch.setattr(backlog, "KAFKA_S", 0.2)
+    done = command(system, *verb, check=False, **change)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said), done.stderr
     assert "Traceback" not in done.stderr

@@ -149,7 +149,7 @@ def test_a_signal_while_it_starts_stops_everything(demo: Callable[..., Demo]) ->
 
 
 def test_of_ignored_signals_only_hangups_stay_ignored(demo: Callable[..., Demo]) -> None:
-    """`nohup` asks for the one. A shell ignores the other for its background, and Ctrl-C must end the demo there too."""
+    """`nohup` asks for the one. A shell ignores the other in its background, where Ctrl-C must end the demo too."""
     run = demo("--records", "90", ignored="HUP INT")
     run.until("Redis")
     run.process.send_signal(signal.SIGHUP)

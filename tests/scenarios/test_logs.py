@@ -48,7 +48,7 @@ def ways(system: Stack, mock: MockKafka) -> dict[str, str]:
     expired = send.apply_async((TOPIC, PAYLOAD), {"key": KEY}, expires=-1).id
     system.wait_parked()
     by_name = app.send_task(send.name, (TOPIC, PAYLOAD), {"key": KEY}, queue="kafka-delivery", ignore_result=False)
-    by_name.get(timeout=20)
+    by_name.get(timeout=60)
     system.wait_empty()
     return {
         "record.delivered": delivered,

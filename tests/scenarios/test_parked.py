@@ -167,12 +167,12 @@ def test_neither_ids_nor_all_is_an_error(system: Stack) -> None:
 def test_what_is_parked_again_at_once_is_not_taken_away(system: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker may park an item again before the command has taken the old one out of the store."""
     send.delay("missing-topic", PAYLOAD, message_id="again")
-    wait_until(lambda: stored(system, "again") is not None, 30, "the first parking")
+    wait_until(lambda: stored(system, "again") is not None, 60, "the first parking")
     first = stored(system, "again")
     remove = ParkingStore.remove
 
     def late(store: ParkingStore, item_id: str, *rest: Any, **more: Any) -> bool:
-        wait_until(lambda: stored(system, item_id) != first, 30, "the second parking")
+        wait_until(lambda: stored(system, item_id) != first, 60, "the second parking")
         return remove(store, item_id, *rest, **more)
 
     monkeypatch.setattr(ParkingStore, "remove", late)
@@ -188,7 +188,7 @@ def test_a_message_keeps_its_id_however_often_it_is_parked(system: Stack) -> Non
         "kafka_delivery.never", (PAYLOAD,), task_id="never", queue="kafka-delivery", argsrepr="()", kwargsrepr="{}"
     )
     for _ in range(3):
-        wait_until(lambda: stored(system, "never") is not None, 10, "it parked under its id")
+        wait_until(lambda: stored(system, "never") is not None, 60, "it parked under its id")
         assert [item.id for item in system.parked() if item.kind == "unknown-task" and "never" in item.id] == ["never"]
         system.command("parked", "redrive", "never", "--yes")
         system.wait_empty()
