@@ -59,6 +59,7 @@ class TestOnAMockCluster:
         mock_system.kafka.create_topic(f"{topic}-dlq")
         return mock_system
 
+    @pytest.mark.smoke
     def test_a_dead_letter_is_the_record_and_the_reason(self, system: Stack, topic: str) -> None:
         moment = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
         headers: list[tuple[str, str | bytes | None]] = [
@@ -148,6 +149,7 @@ class TestOnAMockCluster:
         assert said["error-message"] == b"x" * 1023
         assert said["retry-count"] == b"3"
 
+    @pytest.mark.smoke
     def test_without_topic_and_dead_letter_topic_it_is_parked_whole(self, mock_system: Stack, topic: str) -> None:
         headers = [("a", b"\x00"), ("a", None)]
         record = Record(topic, b"\x00\xff", "k", headers, partition=1, timestamp=1767323045678)

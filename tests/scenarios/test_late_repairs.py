@@ -26,7 +26,7 @@ REFUSED_S = 1.0
 
 @pytest.fixture(scope="module")
 def system(redis_url: str, real_kafka: RealKafka) -> Iterator[Stack]:
-    """A worker whose retries wait for ten minutes: `hasten` moves their time, so that no repair is too late by chance."""
+    """A worker whose retries wait for ten minutes: `hasten` moves their time, so that no repair is late by chance."""
     with stack(emptied(redis_url), real_kafka, TOPIC_PROPAGATION_MS=10_000, FEW_BACKOFF_S=600) as system:
         system.worker(*ALONE)
         yield system

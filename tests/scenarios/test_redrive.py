@@ -59,6 +59,7 @@ def names() -> Iterator[str]:
     return iter(TOPICS)
 
 
+@pytest.mark.smoke
 def test_what_comes_back_is_what_died(system: Stack, topic: str) -> None:
     headers: list[tuple[str, str | bytes | None]] = [
         ("redrive-count", "mine"),
@@ -85,6 +86,7 @@ def test_what_comes_back_is_what_died(system: Stack, topic: str) -> None:
     ]
 
 
+@pytest.mark.smoke
 def test_nothing_goes_twice_by_running_it_twice(system: Stack, topic: str) -> None:
     bury(system, topic, 30)
     assert redrive(system, topic)["delivered"] == 30
