@@ -10,7 +10,7 @@ import pytest
 from kafka_delivery import dead_letter, names, send
 from kafka_delivery_worker.topics import REMEMBERED_S
 from servers import RealKafka, wait_until
-from stack import Stack, message_id, stack
+from stack import Stack, stack
 from watching import ALONE, emptied
 
 pytestmark = pytest.mark.real
@@ -36,10 +36,22 @@ def wait_delayed(system: Stack, delayed: str) -> None:
     wait_until(lambda: system.redis.zcard(delayed) == 1, 60, "a retry to wait for its time")
 
 
-def hasten(system: Stack, delayed: str) -> None:
-    """Let the retry be due now."""
-    (retry,) = system.redis.zrange(delayed, 0, -1)
-    system.redis.zadd(delayed, {retry: NOW}, xx=True)
+def hasten_retries(system: Stack, delayed: str, topic: str, remembered_s: float) -> None:
+    """Let the retries be due one after the other, until the record is in its topic.
+
+    There are two: a worker may hear of the repair later than it should, and not use up both.
+    """
+
+    def delayed_again() -> bool:
+        return any(due > NOW for _, due in system.redis.zrange(delayed, 0, -1, withscores=True))
+
+    for _ in range(2):
+        time.sleep(remembered_s)
+        (retry,) = system.redis.zrange(delayed, 0, -1)
+        system.redis.zadd(delayed, {retry: NOW}, xx=True)
+        wait_until(lambda: delayed_again() or bool(system.ids(topic) or system.parked()), 60, "the retry")
+        if not delayed_again():
+            break
 
 
 def test_a_dead_letter_topic_that_comes_late(system: Stack, real_kafka: RealKafka) -> None:
@@ -47,9 +59,8 @@ def test_a_dead_letter_topic_that_comes_late(system: Stack, real_kafka: RealKafk
     dead_letter.delay("late", "v", message_id="id-1")
     wait_delayed(system, DEAD_LETTERS)
     real_kafka.create_topic("late-dlq")
-    time.sleep(REMEMBERED_S)
-    hasten(system, DEAD_LETTERS)
-    system.wait_for("late-dlq", {"id-1"}, timeout=60)
+    hasten_retries(system, DEAD_LETTERS, "late-dlq", REMEMBERED_S)
+    assert system.ids("late-dlq") == ["id-1"]
     assert system.parked() == []
 
 
@@ -59,14 +70,5 @@ def test_a_permission_that_comes_late(system: Stack, real_kafka: RealKafka) -> N
     sent = send.delay("permitted-late", "x")
     wait_delayed(system, SENDS)
     real_kafka.allow_write("permitted-late")
-
-    def refused_again() -> bool:
-        return any(due > NOW for _, due in system.redis.zrange(SENDS, 0, -1, withscores=True))
-
-    time.sleep(REFUSED_S)
-    hasten(system, SENDS)
-    wait_until(lambda: refused_again() or bool(system.ids("permitted-late")), 60, "the first retry")
-    if refused_again():  # the worker was slow to hear of it, and has one more
-        hasten(system, SENDS)
-    found = system.wait_for("permitted-late", {sent.id}, timeout=60)
-    assert [message_id(record) for record in found] == [sent.id]
+    hasten_retries(system, SENDS, "permitted-late", REFUSED_S)
+    assert system.ids("permitted-late") == [sent.id]

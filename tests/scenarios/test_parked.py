@@ -92,7 +92,9 @@ def test_show_has_the_payload(system: Stack, content: str) -> None:
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-def test_redrive_delivers_the_record_under_its_own_id(system: Stack, content: str) -> None:
+def test_redrive_delivers_the_record_under_its_own_id(
+    system: Stack, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     item_id, topic = f"{content}-1", LATE if content == "record" else TOPIC
     done = system.command("parked", "redrive", item_id, "--yes")
 
@@ -102,8 +104,8 @@ def test_redrive_delivers_the_record_under_its_own_id(system: Stack, content: st
     assert (record.value or b"").startswith(PAYLOAD.encode())
     assert record.headers == [("message-id", item_id.encode())]
     assert stored(system, item_id) is None
-    assert PAYLOAD not in done.stdout + done.stderr
-    assert f"parked.redriven parked_id={item_id}" in done.stderr
+    assert PAYLOAD not in done.stdout + done.stderr + caplog.text
+    assert f"parked.redriven parked_id={item_id}" in caplog.text
     system.wait_empty()
     assert stored(system, item_id) is None
 
@@ -130,7 +132,9 @@ def test_what_is_still_invalid_stays_parked(system: Stack) -> None:
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-def test_discard_needs_a_reason_and_leaves_it_in_the_log(system: Stack, content: str) -> None:
+def test_discard_needs_a_reason_and_leaves_it_in_the_log(
+    system: Stack, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     item_id = f"{content}-0"
     without = system.command("parked", "discard", item_id, "--yes", check=False)
     assert without.returncode != 0
@@ -140,8 +144,8 @@ def test_discard_needs_a_reason_and_leaves_it_in_the_log(system: Stack, content:
     done = system.command("parked", "discard", item_id, "--reason", "a test's", "--yes")
 
     assert stored(system, item_id) is None
-    assert "a test's" in done.stderr
-    assert PAYLOAD not in done.stdout + done.stderr
+    assert "a test's" in caplog.text
+    assert PAYLOAD not in done.stdout + done.stderr + caplog.text
 
 
 @pytest.mark.parametrize(

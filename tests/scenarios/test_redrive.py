@@ -319,7 +319,7 @@ def test_what_is_under_way_is_waited_for_when_nothing_more_can_be_read(
 
 def test_an_earlier_result_under_the_id_is_not_taken_for_this_one(system: Stack, topic: str) -> None:
     bury(system, topic, 1)
-    earlier = {"status": "SUCCESS", "result": {"topic": topic}, "traceback": None, "children": []}
+    earlier: dict[str, Any] = {"status": "SUCCESS", "result": {"topic": topic}, "traceback": None, "children": []}
     app.backend.client.set(app.backend.get_key_for_task(f"{topic}-0"), app.backend.encode(earlier))
     refuse_next(system)
     assert redrive(system, topic, fails=True)["refused"] == 1
