@@ -47,7 +47,11 @@ def hasten_retries(system: Stack, queue: str, topic: str, remembered_s: float) -
         message["headers"]["eta"] = None
         with system.redis.pipeline() as pipe:
             pipe.zrem(delayed, retry).lpush(queue, json.dumps(message)).execute()
-        wait_until(lambda: system.redis.zcard(delayed) or system.ids(topic) or system.parked(), 60, "the retry")
+
+        def ended() -> bool:
+            return bool(system.redis.zcard(delayed) or system.ids(topic) or system.parked())
+
+        wait_until(ended, 60, "the retry")
         if not system.redis.zcard(delayed):
             break
 
