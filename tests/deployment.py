@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 COMPOSE, DOCKERFILE, PROCFILE = ROOT / "docker-compose.yml", ROOT / "Dockerfile", ROOT / "Procfile"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 AUTH = "me:secret"
-START_S, STOP_S = 30, 20
+START_S, STOP_S = 60, 60
 SEND = "import sys; from kafka_delivery import send; send.delay(sys.argv[1], {'n': 1}, message_id=sys.argv[2])"
 
 

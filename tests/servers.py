@@ -257,19 +257,27 @@ class RealKafka(_Server):
         # With the first ACL on a topic the rule "no ACL, all is allowed" ends for it, hence the second one.
         for future in self.admin.create_acls([_acl(topic, *rule) for rule in _WRITE_DENIED]).values():
             future.result(10)
-        wait_until(lambda: not self._writable(topic), 10, f"the broker still lets write to {topic}")
+        wait_until(lambda: self._writable(topic) is False, 60, f"the broker still lets write to {topic}")
 
     def allow_write(self, topic: str) -> None:
         """Take `deny_write` back. A producer that met the refusal remembers it for about half a second more."""
         every_rule = _acl(topic, AclOperation.ANY, AclPermissionType.ANY, AclBindingFilter)
         for future in self.admin.delete_acls([every_rule]).values():
             future.result(10)
-        wait_until(lambda: self._writable(topic), 10, f"the broker still forbids to write to {topic}")
+        wait_until(lambda: self._writable(topic) is True, 60, f"the broker still forbids to write to {topic}")
 
-    def _writable(self, topic: str) -> bool:
-        """What the broker itself thinks: it learns of an ACL a moment after the controller has confirmed it."""
+    def _writable(self, topic: str) -> bool | None:
+        """What the broker itself thinks: it learns of an ACL a moment after the controller has confirmed it.
+
+        None while it knows only one of the two rules: then the topic is not even shown.
+        """
         asked = self.admin.describe_topics(TopicCollection([topic]), include_authorized_operations=True)
-        return AclOperation.WRITE in asked[topic].result(10).authorized_operations
+        try:
+            return AclOperation.WRITE in asked[topic].result(10).authorized_operations
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise
+            return None
 
     def _command(self, log: IO[bytes]) -> list[str]:
         properties, data = self.directory / "server.properties", self.directory / "data"

@@ -216,9 +216,9 @@ def stack(redis_url: str, kafka: KafkaLike, **changes: Any) -> Iterator[Stack]:
     """A stack whose application is this process: `send.delay` goes to its Redis while it is open."""
     system = Stack(redis_url, kafka, changes)
     before = dict(os.environ)
-    os.environ.update(system.env())
-    reload()
     try:
+        os.environ.update(system.env())
+        reload()
         yield system
     finally:
         system.close()

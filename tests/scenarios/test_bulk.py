@@ -2,79 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from kafka_delivery import BulkEnqueueError, InvalidRecordError, Record, send, send_many
+from kafka_delivery import Record, send, send_many
 from kafka_delivery.delivery import BatchResult
-from stack import Stack, message_id
+from servers import KafkaLike
+from stack import Stack, message_id, stack
+from watching import ALONE, emptied
 
 
-def test_a_bulk_is_many_single_sends(delivery: Stack, topic: str) -> None:
+@pytest.fixture(scope="module")
+def system(redis_url: str, kafka: KafkaLike) -> Iterator[Stack]:
+    with stack(emptied(redis_url), kafka) as system:
+        system.worker(*ALONE)
+        yield system
+
+
+def test_a_bulk_is_many_single_sends(system: Stack, topic: str) -> None:
     ids = send.bulk([Record(topic, f"v{n}", key="k", message_id=f"m{n}") for n in range(1200)])
-    assert ids == [f"m{n}" for n in range(1200)]
-    assert delivery.redis.llen("kafka-delivery") == 1200
-
-    delivery.worker()
-    arrived = delivery.wait_for(topic, set(ids))
+    arrived = system.wait_for(topic, set(ids), timeout=60)
     assert [record.value for record in arrived if record.key == b"k"] == [f"v{n}".encode() for n in range(1200)]
 
 
-def test_a_bulk_with_one_bad_record_queues_nothing(delivery: Stack) -> None:
-    with pytest.raises(InvalidRecordError, match=r"records\[1\]\.topic"):
-        send.bulk([Record("orders", "x"), {"topic": "no topic!", "value": "x"}])
-    assert delivery.redis.llen("kafka-delivery") == 0
-
-
-def test_a_bulk_that_fails_on_its_way_says_what_is_queued(delivery: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from redis.exceptions import TimeoutError as RedisTimeoutError
-
-    from kafka_delivery import delivery as module
-
-    written: list[int] = []
-
-    def write(queue: str, envelopes: list[str]) -> None:
-        if written:
-            raise RedisTimeoutError("hung")
-        written.append(len(envelopes))
-
-    monkeypatch.setattr(module, "write", write)
-    with pytest.raises(BulkEnqueueError) as caught:
-        send.bulk([Record("orders", "x", message_id=f"m{n}") for n in range(1200)])
-    assert caught.value.accepted == [f"m{n}" for n in range(500)]
-    assert caught.value.unknown == [f"m{n}" for n in range(500, 1000)]
-    assert caught.value.unsent == [f"m{n}" for n in range(1000, 1200)]
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"topic": "t" * 240, "value": "x"},
-        {"topic": "t" * 240, "value": '"' * 1_000},
-        {"topic": "t", "value": "x", "headers": [("h" * 100, b"\xff" * 100)] * 5},
-    ],
-    ids=["long topics", "quotes", "headers"],
-)
-def test_the_size_of_a_message_counts_all_that_is_in_it(delivery: Stack, shape: dict[str, Any]) -> None:
-    send_many.delay([shape] * 3_000)
-    messages = delivery.redis.lrange("kafka-delivery", 0, -1)
-    delivery.redis.delete("kafka-delivery")
-    assert 800_000 < max(map(len, messages)) < 1_000_000
-
-
-def test_a_large_batch_goes_in_messages_under_a_megabyte(delivery: Stack, topic: str) -> None:
+def test_each_record_of_a_large_batch_has_its_own_fate(system: Stack, topic: str) -> None:
+    """It goes in several messages, each under a megabyte."""
     records = [Record(topic, b"\xff" * 100_000, message_id=f"m{n}") for n in range(20)]
     result = send_many.apply_async((records,), ignore_result=False)
-    messages = delivery.redis.lrange("kafka-delivery", 0, -1)
-    assert len(messages) > 1
-    assert max(map(len, messages)) < 1_000_000
-    assert {json.loads(message)["headers"]["task"] for message in messages} == {"kafka_delivery.send_many"}
 
-    delivery.worker()
     assert isinstance(result, BatchResult)
-    fates = result.get(timeout=30)
+    fates = result.get(timeout=60)
     assert [fate["message_id"] for fate in fates] == [f"m{n}" for n in range(20)]
     assert {fate["outcome"] for fate in fates} == {"delivered"}
-    assert {message_id(record) for record in delivery.read(topic)} == {f"m{n}" for n in range(20)}
+    assert {message_id(record) for record in system.read(topic)} == {f"m{n}" for n in range(20)}

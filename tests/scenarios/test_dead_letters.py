@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -60,6 +59,7 @@ class TestOnAMockCluster:
         mock_system.kafka.create_topic(f"{topic}-dlq")
         return mock_system
 
+    @pytest.mark.smoke
     def test_a_dead_letter_is_the_record_and_the_reason(self, system: Stack, topic: str) -> None:
         moment = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
         headers: list[tuple[str, str | bytes | None]] = [
@@ -149,6 +149,7 @@ class TestOnAMockCluster:
         assert said["error-message"] == b"x" * 1023
         assert said["retry-count"] == b"3"
 
+    @pytest.mark.smoke
     def test_without_topic_and_dead_letter_topic_it_is_parked_whole(self, mock_system: Stack, topic: str) -> None:
         headers = [("a", b"\x00"), ("a", None)]
         record = Record(topic, b"\x00\xff", "k", headers, partition=1, timestamp=1767323045678)
@@ -164,7 +165,7 @@ class TestOnAMockCluster:
         assert parked.retry_count == 2
         assert Record.from_wire(parked.data, "default") == record
         mock_system.wait_empty()
-        wait_until(lambda: "parked" in counts.read(mock_system.redis)[topic], 5, "the counters")
+        wait_until(lambda: "parked" in counts.read(mock_system.redis)[topic], 60, "the counters")
         counted = counts.read(mock_system.redis)
         assert counted[topic] == {"retried": 2, "parked": 1}
         assert counted[f"{topic}-dlq"] == {"retried": 2}
@@ -180,7 +181,7 @@ class TestOnAMockCluster:
         def parked() -> set[str]:
             return {item.id for item in mock_system.parked()} - before
 
-        wait_until(lambda: parked() == {record.id for record in records}, 30, "64 parked")
+        wait_until(lambda: parked() == {record.id for record in records}, 60, "64 parked")
         mock_system.wait_empty()
         assert "Too many connections" not in mock_system.workers[0].log
         assert "MaxConnectionsError" not in mock_system.workers[0].log
@@ -213,7 +214,7 @@ class TestOnARealCluster:
         value = os.urandom(3000)
         sent = send.delay(topic, value, key="k", headers={"a": b"\x00"})
 
-        wait_until(lambda: stored(real_system, sent.id) is not None, 30, "it to be parked")
+        wait_until(lambda: stored(real_system, sent.id) is not None, 60, "it to be parked")
 
         item = stored(real_system, sent.id)
         assert item is not None
@@ -238,7 +239,7 @@ class TestOnARealCluster:
         small = [Record(topic, f"small {n}") for n in range(3)]
         large = Record(topic, os.urandom(3000))
         batch = [small[0], large, *small[1:]]
-        fates = send_many.apply_async((batch,), ignore_result=False).get(timeout=30)
+        fates = send_many.apply_async((batch,), ignore_result=False).get(timeout=60)
 
         assert [fate["outcome"] for fate in fates] == ["delivered", "dead-lettered", "delivered", "delivered"]
         letters = real_system.wait_for(f"{topic}-dlq", {large.id})
@@ -258,20 +259,6 @@ class TestOnARealCluster:
         assert said["retry-count"] == b"2"
         assert real_system.read(topic) == []
 
-    def test_permission_that_comes_late_is_in_time(self, real_system: Stack, real_kafka: RealKafka, topic: str) -> None:
-        real_kafka.create_topic(topic)
-        real_kafka.deny_write(topic)
-        sent = send.delay(topic, "x")
-        wait_until(lambda: counts.read(real_system.redis).get(topic, {}).get("retried", 0) > 0, 30, "a retry")
-        (worker,) = real_system.workers
-        worker.signal(signal.SIGSTOP)  # else the retries may be used up before the broker has heard of it
-        try:
-            real_kafka.allow_write(topic)
-        finally:
-            worker.signal(signal.SIGCONT)
-
-        assert ids(real_system.wait_for(topic, {sent.id})) == [sent.id]
-
     def test_a_missing_dead_letter_topic_is_created(
         self, real_system: Stack, real_kafka: RealKafka, topic: str
     ) -> None:
@@ -281,7 +268,7 @@ class TestOnARealCluster:
         def there() -> bool:
             return f"{topic}-dlq" in real_kafka.admin.list_topics(timeout=5).topics
 
-        wait_until(there, 30, "the dead-letter topic")
+        wait_until(there, 60, "the dead-letter topic")
         (letter,) = real_system.wait_for(f"{topic}-dlq", {sent.id})
 
         assert dict(letter.headers)["original-topic"] == topic.encode()

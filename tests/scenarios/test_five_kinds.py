@@ -16,7 +16,7 @@ import pytest
 
 from five_kinds import KINDS, FiveKinds
 from kafka_delivery_worker.redrive import IN_FLIGHT
-from kafka_delivery_worker.redrive.done import LOCK_S
+from letters import command, redrive, waiting
 from servers import RealKafka, wait_until
 from stack import BIN, Stack, stack
 from watching import ALONE, emptied
@@ -56,7 +56,7 @@ def seen_understood_and_sent_again(
         assert len(_json(system, "list", topic, "--key", "customer-7")) == 4 * len(range(7, count, 50))
 
         # A redrive of one kind while the cause is still there uses up nothing else, and says so.
-        refused = _redrive(system, topic, "--error-code", "TOPIC_AUTHORIZATION_FAILED", "--limit", "5", fails=True)
+        refused = redrive(system, topic, "--error-code", "TOPIC_AUTHORIZATION_FAILED", "--limit", "5", fails=True)
         assert refused["refused"] == 5
         again = {
             one["message_id"] for one in _wait_listed(system, topic, 5, "--since", "1h", "--header", "kind=forbidden")
@@ -72,22 +72,22 @@ def seen_understood_and_sent_again(
         wait_until(lambda: len(letters.delivered()) > count // 3, 60, "a third of them delivered")
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        assert 0 < _waiting(system, topic) < 5 * count
-        time.sleep(LOCK_S)  # what a dead run held its topic for
-        done = _redrive(system, topic, "--error-code", "29", "--rate", rate)
+        assert 0 < waiting(system, topic) < 5 * count
+        system.redis.delete(f"kafka-delivery:redrive:1:{topic}-dlq:lock")  # instead of waiting for its end
+        done = redrive(system, topic, "--error-code", "29", "--rate", rate)
         assert done["refused"] == done["parked"] == done["left"] == done["in_flight"] == 0
         once = Counter(letters.delivered())
         assert set(once) == {f"forbidden-{n}" for n in range(count)}
         twice = once.total() - count
         print(f"sent twice after SIGKILL: {twice}, of at most {IN_FLIGHT}")  # noqa: T201
         assert twice <= IN_FLIGHT
-        assert _waiting(system, topic) == 4 * count
+        assert waiting(system, topic) == 4 * count
 
         # One is given up, the rest goes.
-        _command(system, "discard", topic, "--message-id", "keyless-1", "--reason", "a test order", "--yes")
-        done = _redrive(system, topic)
+        command(system, "discard", topic, "--message-id", "keyless-1", "--reason", "a test order", "--yes")
+        done = redrive(system, topic)
         assert done["delivered"] == 4 * count - 1
-        assert _redrive(system, topic)["sent"] == 0
+        assert redrive(system, topic)["sent"] == 0
 
         # Accounted for.
         accounted = Counter(letters.delivered())
@@ -99,31 +99,10 @@ def seen_understood_and_sent_again(
             for message_id in [next(v.decode() for n, v in record.headers if n == "message-id" and v)]
         }
         assert {message_id for message_id, redrives in counts.items() if redrives == 2} == again
-        assert _waiting(system, topic) == 0
+        assert waiting(system, topic) == 0
         assert system.parked() == []
         lag = real_kafka.admin.list_consumer_groups()
         assert f"kafka-delivery-redrive.{topic}-dlq" in {group.group_id for group in lag.result(10).valid}
-
-
-def _command(system: Stack, *arguments: str, fails: bool = False) -> str:
-    done = subprocess.run(
-        [BIN / "kafka-delivery", "dead-letters", *arguments],
-        env=system.env(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == int(fails), done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
-
-
-def _json(system: Stack, *arguments: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _command(system, *arguments, "--json").splitlines()]
-
-
-def _redrive(system: Stack, topic: str, *arguments: str, fails: bool = False) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(_command(system, "redrive", topic, *arguments, "--yes", "--json", fails=fails))
-    return result
 
 
 def _wait_listed(system: Stack, topic: str, count: int, *arguments: str) -> list[dict[str, Any]]:
@@ -138,5 +117,5 @@ def _wait_listed(system: Stack, topic: str, count: int, *arguments: str) -> list
     return found
 
 
-def _waiting(system: Stack, topic: str) -> int:
-    return int(next(one["waiting"] for one in _json(system, "topics") if one["topic"] == [topic]))
+def _json(system: Stack, *arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in command(system, *arguments, "--json").stdout.splitlines()]

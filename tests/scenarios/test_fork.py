@@ -71,7 +71,7 @@ def test_a_child_that_dies_has_a_successor(system: Stack, tmp_path: Path) -> Non
     worker = other_worker(system, tmp_path, PARENT_SENDS_FIRST, "-P", "prefork", "-c", "1", MESSAGE_TIMEOUT_MS=60_000)
     kafka.down()
     sent = send.delay(TOPIC, "x")
-    wait_until(lambda: f"{sent.id} runs in" in worker.log, 20, "the send to begin")
+    wait_until(lambda: f"{sent.id} runs in" in worker.log, 60, "the send to begin")
     child = int(worker.log.partition(f"{sent.id} runs in ")[2].split()[0])
     os.kill(child, signal.SIGKILL)
     kafka.up()

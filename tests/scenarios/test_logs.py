@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import app, send
 from kafka_delivery_worker.embedded import MockKafka
-from kafka_delivery_worker.logs import JsonLines
 from stack import Stack, Worker, stack
 from watching import ALONE, emptied, other_worker
 
@@ -50,7 +48,7 @@ def ways(system: Stack, mock: MockKafka) -> dict[str, str]:
     expired = send.apply_async((TOPIC, PAYLOAD), {"key": KEY}, expires=-1).id
     system.wait_parked()
     by_name = app.send_task(send.name, (TOPIC, PAYLOAD), {"key": KEY}, queue="kafka-delivery", ignore_result=False)
-    by_name.get(timeout=20)
+    by_name.get(timeout=60)
     system.wait_empty()
     return {
         "record.delivered": delivered,
@@ -132,24 +130,3 @@ def test_who_sets_logging_up_keeps_what_was_made(system: Stack, tmp_path: Path) 
     worker.stop()
     assert "THEIRS worker.settings " in worker.log
     assert '{"' not in worker.log.replace("{'", "")
-
-
-def formatted(message: str, *values: object, name: str = "kafka_delivery.x", **more: Any) -> dict[str, Any]:
-    record = logging.LogRecord(name, logging.INFO, "path", 1, message, values, None)
-    record.__dict__.update(more)
-    made: dict[str, Any] = json.loads(JsonLines().format(record))
-    return made
-
-
-class TestFields:
-    def test_are_those_of_the_line(self) -> None:
-        made = formatted("a.b count=%d share=%.2f name=%r none=%s free %s at=%s", 3, 0.5, "x y", None, "skipped", [1])
-        assert made["event"] == "a.b"
-        assert made["message"] == "a.b count=3 share=0.50 name='x y' none=None free skipped at=[1]"
-        assert [made[name] for name in ("count", "share", "name", "none", "at")] == [3, 0.5, "x y", None, "[1]"]
-
-    def test_of_others_are_not_guessed(self) -> None:
-        assert "event" not in formatted("a.b count=%d", 3, name="someone.else")
-
-    def test_what_celery_adds_is_left_out(self) -> None:
-        assert PAYLOAD not in json.dumps(formatted("received", name="celery", data={"args": PAYLOAD}))

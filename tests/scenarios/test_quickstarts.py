@@ -121,11 +121,11 @@ class Newcomer:
                 process.wait()
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RealRedis]:
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRedis]:
     if not have_real_redis():
         missing("redis-server")
-    with RealRedis(tmp_path / "redis") as server:
+    with RealRedis(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
