@@ -87,7 +87,7 @@ class Listener:
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
-            # Other settings, or a fork, bring another listener. At the exit of the process the thread still waits on it.
+            # Other settings, or a fork, bring another listener. At the process's exit the thread still waits on it.
             weakref.finalize(self, end.close).atexit = False
 
     @contextmanager
