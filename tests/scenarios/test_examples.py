@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from kafka_delivery.settings import ENV_PREFIX
-from kafka_delivery_worker.embedded import free_port
-from servers import RealKafka, RealRedis, have_real_redis, missing, read_all, wait_until
+from kafka_delivery_worker.embedded import Valkey, free_port
+from servers import KafkaLike, RealKafka, RealRedis, have_real_redis, missing, read_all, wait_until
 from stack import BIN, IMPATIENT, QUICK, message_id
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -94,8 +94,10 @@ each_application = pytest.mark.parametrize("shop", list(SHOPS)[:APPLICATIONS], i
 class Open:
     """A shop with its servers and its worker, that a test orders from."""
 
-    def __init__(self, shop: Shop, kafka: RealKafka, redis: RealRedis, directory: Path, **settings: str) -> None:
-        self.shop, self.kafka, self.redis = shop, kafka, redis
+    def __init__(
+        self, shop: Shop, kafka: KafkaLike, redis: RealRedis | Valkey, directory: Path, **settings: str
+    ) -> None:
+        self.shop, self.kafka = shop, kafka
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         clean = {name: value for name, value in os.environ.items() if not name.startswith((ENV_PREFIX, "CELERY_"))}
@@ -231,26 +233,26 @@ def test_an_order_that_is_rolled_back_is_not(shop: Open) -> None:
 
 
 @each_shop
-def test_with_redis_hung_an_order_is_taken_in_time_and_arrives_later(shop: Open) -> None:
+def test_with_redis_hung_an_order_is_taken_in_time_and_arrives_later(shop: Open, redis: RealRedis) -> None:
     with ThreadPoolExecutor(6) as customers:
-        shop.redis.pause()
+        redis.pause()
         try:
             identifiers = set(customers.map(shop.ordered, [1] * 6))
         finally:
-            shop.redis.resume()
+            redis.resume()
     assert len(identifiers) == 6
     shop.run(*shop.shop.resend)
     shop.wait_for(identifiers)
 
 
 @each_application
-def test_with_kafka_down_an_order_is_taken_and_arrives_later(shop: Open) -> None:
-    shop.kafka.kill()
+def test_with_kafka_down_an_order_is_taken_and_arrives_later(shop: Open, kafka: RealKafka) -> None:
+    kafka.kill()
     try:
         identifiers = {shop.ordered() for _ in range(4)}
         assert httpx.get(f"{shop.url}/health").is_success
     finally:
-        shop.kafka.start()
+        kafka.start()
     shop.wait_for(identifiers)
 
 

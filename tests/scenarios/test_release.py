@@ -51,6 +51,7 @@ def queued(system: Stack, name: str = QUEUE) -> list[str]:
     return [json.loads(item)["headers"]["id"] for item in reversed(system.redis.lrange(name, 0, -1))]
 
 
+@pytest.mark.smoke
 def test_celerys_transport_delivers_what_leased_workers_had_put_aside_or_held(system: Stack, mock: MockKafka) -> None:
     killed = system.worker(*ALONE, MAX_IN_FLIGHT=10, CONCURRENCY=10)
     delayed = [send.apply_async((TOPIC, "x"), countdown=3600).id for _ in range(3)]

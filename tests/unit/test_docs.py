@@ -71,3 +71,32 @@ def test_settings_that_are_named_exist(page: Path) -> None:
 
     for name in re.findall(r"KAFKA_DELIVERY_([A-Z_]*[A-Z])", page.read_text()):
         assert name.lower() in Settings.__dataclass_fields__, name
+
+
+def promises() -> list[tuple[str, list[str], list[str]]]:
+    """The table of docs/guarantees.md: promise, what `make test` shows of it, and what takes longer."""
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text.partition("\n## ")[0], re.MULTILINE)
+    return [(promise, re.findall("`([^`]+)`", fast), re.findall("`([^`]+)`", full)) for promise, fast, full in rows[1:]]
+
+
+@pytest.mark.parametrize(("promise", "fast", "full"), promises(), ids=lambda one: one if isinstance(one, str) else "")
+def test_each_promise_has_its_tests(promise: str, fast: list[str], full: list[str]) -> None:
+    assert fast or full
+    for name in fast + full:
+        assert name.startswith("make ") or (ROOT / "tests" / name).exists(), name
+    for name in fast:
+        if name.startswith("scenarios/"):
+            assert "pytest.mark.smoke" in (ROOT / "tests" / name).read_text(), f"`make test` runs nothing of {name}"
+
+
+def test_only_chaos_takes_longer_than_make_test_waits() -> None:
+    assert [promise for promise, fast, _ in promises() if not fast] == [
+        "everything that can go wrong at once, for twenty minutes, loses nothing"
+    ]
+
+
+def test_tests_that_other_pages_name_exist() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for name in re.findall(r"`(tests/[\w/.]+)`", page.read_text()):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
