@@ -1,0 +1,107 @@
+"""The files whose rules are changed, and the tests that guard each of them. This is the one place to edit when tests move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import lua, python, table
+from .mutant import Mutant
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A file with rules in it.
+
+    Attributes:
+        path: the file, below the root of the repository.
+        tests: files of tests that guard it, below `tests/`. The quickest comes first.
+        within: the functions and classes to change; all of the file if this is empty.
+        prelude: the script that the product puts before this one.
+    """
+
+    path: str
+    tests: tuple[str, ...]
+    within: tuple[str, ...] = ()
+    prelude: str | None = None
+
+    def mutants(self, root: Path = ROOT) -> list[Mutant]:
+        """Return all mutants of the file."""
+        source = (root / self.path).read_text("utf-8")
+        if self.path.endswith(".py"):
+            return python.mutants(self.path, source, self.within)
+        made: Callable[[str, str], list[Mutant]] = lua.mutants if self.path.endswith(".lua") else table.mutants
+        return made(self.path, source)
+
+
+WORKER = "workers/kafka_delivery_worker/"
+CIRCUIT = WORKER + "breaker/circuit.lua"
+ROOM = WORKER + "room.lua"
+
+LEASES = ("integration/test_lease_scripts.py",)
+CIRCUITS = ("integration/test_circuits.py", "integration/test_breaker.py")
+PARKING = ("integration/test_parking_store.py",)
+WAY = ("unit/test_attempts.py", "integration/test_short_way.py", "scenarios/test_retries.py", "scenarios/test_delivery.py")
+
+TARGETS = (
+    Target(WORKER + "claim.lua", LEASES),
+    Target(WORKER + "reap.lua", LEASES),
+    Target(WORKER + "renew.lua", LEASES),
+    Target(WORKER + "release.lua", ("integration/test_deployment.py",)),
+    Target(WORKER + "find.lua", ("integration/test_trace.py",)),
+    Target(WORKER + "fronts.lua", ("integration/test_status.py",)),
+    Target(ROOM, PARKING),
+    Target(WORKER + "park.lua", PARKING, prelude=ROOM),
+    Target(WORKER + "taken.lua", PARKING, prelude=ROOM),
+    Target(WORKER + "unpark.lua", PARKING, prelude=ROOM),
+    Target(CIRCUIT, CIRCUITS),
+    Target(WORKER + "breaker/report.lua", CIRCUITS, prelude=CIRCUIT),
+    Target(WORKER + "breaker/admit.lua", CIRCUITS, prelude=CIRCUIT),
+    Target(WORKER + "breaker/settle.lua", CIRCUITS, prelude=CIRCUIT),
+    Target(WORKER + "breaker/force.lua", CIRCUITS, prelude=CIRCUIT),
+    Target(WORKER + "redrive/mark.lua", ("integration/test_done_offsets.py",)),
+    Target(WORKER + "classify.py", ("unit/test_classify.py",)),
+    Target(WORKER + "errors.csv", ("unit/test_classify.py",)),
+    Target(WORKER + "breaker/rules.py", ("integration/test_circuits.py", "integration/test_breaker.py")),
+    Target(WORKER + "breaker/silence.py", ("integration/test_breaker.py",)),
+    Target(WORKER + "breaker/outcomes.py", ("unit/test_probes.py", "integration/test_breaker.py")),
+    Target(
+        "tasks/kafka_delivery/base.py",
+        WAY,
+        within=(
+            "DeliveryTask.__call__",
+            "DeliveryTask.park_call",
+            "DeliveryTask.may_retry",
+            "DeliveryTask.has_attempts",
+            "DeliveryTask.waits",
+            "DeliveryTask.pause_before_retry",
+            "DeliveryTask.pause_before_resend",
+            "DeliveryTask.retry",
+            "DeliveryTask.redrives",
+            "DeliveryTask.defer",
+            "DeliveryTask.remember",
+            "DeliveryTask.publish",
+            "DeliveryTask.back_to_queue",
+        ),
+    ),
+    Target(
+        "tasks/kafka_delivery/delivery.py",
+        WAY,
+        within=("Send.run", "Send.hand_over", "SendMany.run", "SendMany.park_member", "SendMany.fate", "exhausted"),
+    ),
+    Target(
+        WORKER + "lane.py",
+        WAY,
+        within=("Lane.take", "Lane._plain", "Lane._outgoing", "Lane._goes_on", "Lane._waits", "_watched", "_is_due"),
+    ),
+)
+
+
+def missing(targets: tuple[Target, ...] = TARGETS, root: Path = ROOT) -> list[str]:
+    """Return what is wrong with the table: files that are not there, and targets without tests."""
+    wrong = [f"{target.path} has no tests" for target in targets if not target.tests]
+    paths = [path for target in targets for path in (target.path, *(f"tests/{test}" for test in target.tests))]
+    return wrong + [f"{path} does not exist" for path in dict.fromkeys(paths) if not (root / path).is_file()]
