@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow unit lint acceptance bench bench-long bench-results chaos chaos-stock docs captures clean
+.PHONY: help demo test test-slow unit lint acceptance mutants bench bench-long bench-results chaos chaos-stock docs captures clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ lint: $(VENV)/dev ## Style and types
 
 acceptance: $(VENV)/dev ## Real Kafka and Redis, outages of one and three minutes, and one that comes and goes; ten minutes
 	$(BIN)/python -m pytest -m acceptance -s $(ARGS)
+
+mutants: $(VENV)/dev ## Delete or turn one rule at a time, and show which no test notices; ARGS="--only claim.lua"
+	$(BIN)/python tests/mutation/mutants.py $(ARGS)
 
 docs: $(VENV)/demo ## Write the pages that are made from the code and from benchmarks/results.json
 	$(BIN)/python docs/generate.py

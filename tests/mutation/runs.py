@@ -21,7 +21,7 @@ from .guards import ROOT, Target
 from .mutant import Mutant
 
 COPIED = ("tasks", "workers", "tests", "benchmarks", "docs", "examples", "deploy", "pyproject.toml", "Makefile", "README.md")
-CHUNK = 40
+CHUNK = 60
 """Mutants that one server of test runs takes, so that all jobs end at about the same time."""
 
 MARKS = "not real and not acceptance"
@@ -79,7 +79,7 @@ class Copy:
     def server(self, target: Target, seconds: dict[str, float]) -> Server:
         """Start a server of test runs for a target."""
         self._seconds.write_text(json.dumps(seconds))
-        paths = [str(self.root / name) for name in ("tasks", "workers", "tests")]
+        paths = [*(str(self.root / name) for name in ("tasks", "workers", "tests")), str(Path(__file__).parents[1])]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
