@@ -59,7 +59,10 @@ class Forks:
 
     def _run(self, items: list[pytest.Item], request: dict[str, Any]) -> dict[str, Any]:
         first = {name: place for place, name in enumerate(request.get("first", []))}
-        ordered = sorted(items, key=lambda item: first.get(item.nodeid, len(first)))
+        # Then the quick ones before the slow: most mutants fall to any of them.
+        ordered = sorted(
+            items, key=lambda item: (first.get(item.nodeid, len(first)), self._seconds.get(item.nodeid, 0.0))
+        )
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from .guards import ROOT, Target
+from .guards import LEFT_OUT, ROOT, Target
 from .mutant import Mutant
 
 COPIED = ("tasks", "workers", "tests", "benchmarks", "docs", "examples", "deploy", "pyproject.toml", "Makefile", "README.md")
 CHUNK = 60
 """Mutants that one server of test runs takes, so that all jobs end at about the same time."""
 
-MARKS = "not real and not acceptance"
+OPTIONS = ("-q", "-p", "no:cacheprovider", "-m", "not real and not acceptance", "-k", LEFT_OUT)
 REMEMBERED = 8
 """Tests that killed the last mutants of a file, which are run first."""
 
@@ -89,7 +89,7 @@ class Copy:
         }
         environment.pop("CI", None)  # a server that is not there skips its tests; the unmutated run shows what is left
         return Server(
-            [str(self._seconds), "-q", "-p", "no:cacheprovider", "-m", MARKS, *(f"tests/{test}" for test in target.tests)],
+            [str(self._seconds), *OPTIONS, *(f"tests/{test}" for test in target.tests)],
             self.root,
             environment,
             self._log,
@@ -219,7 +219,7 @@ def run(
     Raises:
         UsageError: tests fail without a mutant, or do not notice that a file is empty.
     """
-    todo: queue.SimpleQueue[tuple[Target, Sequence[Mutant]]] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[tuple[Target, Sequence[Mutant]] | list[Target]] = queue.SimpleQueue()
     progress = {target.path: Progress() for target, _ in work}
     faults: list[BaseException] = []
     lock = threading.Lock()
@@ -232,14 +232,17 @@ def run(
         try:
             while not faults:
                 try:
-                    target, mutants = todo.get_nowait()
+                    task = todo.get_nowait()
                 except queue.Empty:
                     return
-                if mutants:
+                if isinstance(task, tuple):
+                    target, mutants = task
                     _run_chunk(copy, target, mutants, progress[target.path], tell)
                 else:
-                    say(target.path)
-                    progress[target.path].seconds = _measure(copy, target)
+                    say(", ".join(task[0].tests))
+                    seconds = _measure(copy, task)
+                    for target in task:
+                        progress[target.path].seconds = seconds
                 copy.clean()
         except BaseException as fault:
             faults.append(fault)
@@ -255,7 +258,10 @@ def run(
             for target, mutants in work
             for start in range(0, len(mutants), CHUNK)
         ]
-        for phase in ([(target, ()) for target, _ in work], chunks):  # first, how long the tests take
+        guarded: dict[tuple[str, ...], list[Target]] = {}
+        for target, _ in work:
+            guarded.setdefault(target.tests, []).append(target)
+        for phase in (guarded.values(), chunks):  # first, how long the tests take
             for task in phase:
                 todo.put(task)
             threads = [threading.Thread(target=job, args=(copy,), daemon=True) for copy in copies]
@@ -267,16 +273,21 @@ def run(
                 raise faults[0]
 
 
-def _measure(copy: Copy, target: Target) -> dict[str, float]:
-    """How long each test takes without a mutant. All must pass, and one must fail where the file is empty."""
-    with copy.server(target, {}) as server:
+def _measure(copy: Copy, targets: Sequence[Target]) -> dict[str, float]:
+    """How long each test of these targets takes without a mutant.
+
+    All must pass, and one must fail where a target is empty.
+    """
+    with copy.server(targets[0], {}) as server:
         answer = server.run()
         if answer["outcome"] != "passed":
             raise UsageError(f"{answer['test']} fails without a mutant; correct that first\n{copy.log}")
-    with copy.mutated(target.path, ""), copy.server(target, answer["took"]) as server:
-        if server.run()["outcome"] == "passed":
-            raise UsageError(f"no test notices that {target.path} is empty: correct the table in guards.py")
-    return dict(answer["took"])
+    took: dict[str, float] = answer["took"]
+    for target in targets:
+        with copy.mutated(target.path, ""):
+            if _run_cold(copy, target, Progress(took))["outcome"] == "passed":
+                raise UsageError(f"no test notices that {target.path} is empty: correct the table in guards.py")
+    return took
 
 
 def _run_chunk(
