@@ -44,7 +44,7 @@ def main(arguments: Sequence[str], root: Path = ROOT, targets: tuple[Target, ...
             _run(work, options.jobs, account, console, root)
         return _report(options, arguments, work, account, console)
     except UsageError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 2
 
 

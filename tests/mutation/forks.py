@@ -14,7 +14,6 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -80,35 +79,21 @@ class Forks:
     def _watch(self, reading: int) -> dict[str, Any]:
         """Follow a child from test to test."""
         test, since, took = "", time.monotonic(), dict[str, float]()
-        for line in self._lines(reading, lambda: self._limit(test) - (time.monotonic() - since)):
-            if line is None:
-                return {"outcome": "time", "test": test}
-            word, _, rest = line.partition(" ")
-            now = time.monotonic()
-            if test:
-                took[test] = now - since
-            test, since = rest or test, now
-            if word != "test":
-                return {"outcome": word, "test": test, "took": took}
-        return {"outcome": "failed", "test": test}  # it ended without a word
+        with os.fdopen(os.dup(reading), buffering=1) as lines:
+            while True:
+                left = self._limit(test) - (time.monotonic() - since)
+                if not select.select([reading], [], [], max(0.0, left))[0]:
+                    return {"outcome": "time", "test": test}
+                word, _, rest = lines.readline().rstrip("\n").partition(" ")
+                now = time.monotonic()
+                if test:
+                    took[test] = now - since
+                if word != "test":  # none is left of a child that ended without a word
+                    return {"outcome": word or "failed", "test": test, "took": took}
+                test, since = rest, now
 
     def _limit(self, test: str) -> float:
         return max(SHORTEST_S, TIMES * self._seconds.get(test, 0.0)) if self._seconds else 600.0
-
-    def _lines(self, reading: int, left: Any) -> Iterator[str | None]:
-        """Lines as they come; None when the time is over."""
-        buffer = b""
-        while True:
-            ready, _, _ = select.select([reading], [], [], max(0.0, left()))
-            if not ready:
-                yield None
-                return
-            data = os.read(reading, 65536)
-            if not data:
-                return
-            *lines, buffer = (buffer + data).split(b"\n")
-            for line in lines:
-                yield line.decode()
 
 
 class _Child:

@@ -1,4 +1,7 @@
-"""The files whose rules are changed, and the tests that guard each of them. This is the one place to edit when tests move."""
+"""The files whose rules are changed, and the tests that guard each of them.
+
+This is the one place to edit when tests move.
+"""
 
 from __future__ import annotations
 
@@ -47,15 +50,15 @@ ROOM = WORKER + "room.lua"
 LEASES = ("integration/test_lease_scripts.py",)
 CIRCUITS = ("integration/test_circuits.py", "integration/test_breaker.py")
 PARKING = ("integration/test_parking_store.py",)
-WAY = ("unit/test_attempts.py", "integration/test_short_way.py", "scenarios/test_retries.py", "scenarios/test_delivery.py")
+RETRIES = ("unit/test_rules_of_retries.py", "unit/test_attempts.py")
 
 TARGETS = (
     Target(WORKER + "claim.lua", LEASES),
     Target(WORKER + "reap.lua", LEASES),
     Target(WORKER + "renew.lua", LEASES),
-    Target(WORKER + "release.lua", ("integration/test_deployment.py",)),
+    Target(WORKER + "release.lua", ("integration/test_scripts_of_commands.py",)),
     Target(WORKER + "find.lua", ("integration/test_trace.py",)),
-    Target(WORKER + "fronts.lua", ("integration/test_status.py",)),
+    Target(WORKER + "fronts.lua", ("integration/test_scripts_of_commands.py",)),
     Target(ROOM, PARKING),
     Target(WORKER + "park.lua", PARKING, prelude=ROOM),
     Target(WORKER + "taken.lua", PARKING, prelude=ROOM),
@@ -68,12 +71,12 @@ TARGETS = (
     Target(WORKER + "redrive/mark.lua", ("integration/test_done_offsets.py",)),
     Target(WORKER + "classify.py", ("unit/test_classify.py",)),
     Target(WORKER + "errors.csv", ("unit/test_classify.py",)),
-    Target(WORKER + "breaker/rules.py", ("integration/test_circuits.py", "integration/test_breaker.py")),
-    Target(WORKER + "breaker/silence.py", ("integration/test_breaker.py",)),
-    Target(WORKER + "breaker/outcomes.py", ("unit/test_probes.py", "integration/test_breaker.py")),
+    Target(WORKER + "breaker/rules.py", ("unit/test_rules_of_a_local_circuit.py", "integration/test_circuits.py")),
+    Target(WORKER + "breaker/silence.py", ("unit/test_rules_of_silence.py", "integration/test_breaker.py")),
+    Target(WORKER + "breaker/outcomes.py", ("unit/test_rules_of_outcomes.py", "unit/test_probes.py")),
     Target(
         "tasks/kafka_delivery/base.py",
-        WAY,
+        RETRIES,
         within=(
             "DeliveryTask.__call__",
             "DeliveryTask.park_call",
@@ -92,12 +95,12 @@ TARGETS = (
     ),
     Target(
         "tasks/kafka_delivery/delivery.py",
-        WAY,
+        RETRIES,
         within=("Send.run", "Send.hand_over", "SendMany.run", "SendMany.park_member", "SendMany.fate", "exhausted"),
     ),
     Target(
         WORKER + "lane.py",
-        WAY,
+        ("unit/test_rules_of_the_lane.py",),
         within=("Lane.take", "Lane._plain", "Lane._outgoing", "Lane._goes_on", "Lane._waits", "_watched", "_is_due"),
     ),
 )

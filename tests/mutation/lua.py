@@ -1,7 +1,7 @@
 """Mutants of a Lua 5.1 script.
 
-A small parser finds statements, conditions and operators, so that a mutant is nearly always valid Lua. The caller checks
-each of them with the compiler of the server all the same, see `runs.valid_lua`.
+A small parser finds statements, conditions and operators, so that nearly every mutant is valid Lua. The compiler of a
+server checks each of them all the same, see `runs.valid_lua`.
 """
 
 from __future__ import annotations
@@ -276,7 +276,10 @@ class _Parser:
             elif self._accept("["):
                 if self._next.kind == "number":  # which argument, or which part of an answer: no rule
                     self._at += 1
-                elif self._is("#") and [token.text for token in self._tokens[self._at + 2 : self._at + 4]] == ["+", "1"]:
+                elif self._is("#") and [token.text for token in self._tokens[self._at + 2 : self._at + 4]] == [
+                    "+",
+                    "1",
+                ]:
                     self._at += 4  # Lua's way to append
                 else:
                     self._expression()

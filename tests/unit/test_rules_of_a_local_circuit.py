@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ RULES = Rules(
 )
 
 
-def circuit(dice: float = 0.0, **changes: float) -> LocalCircuit:
+def circuit(dice: float = 0.0, **changes: Any) -> LocalCircuit:
     return LocalCircuit(replace(RULES, **changes), dice=lambda: dice)
 
 

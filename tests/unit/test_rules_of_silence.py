@@ -24,7 +24,7 @@ class Broker:
 
 
 def silent(*ticks: float, arrived: bool = False, answers: Broker | None = None) -> Silences:
-    """Silences that have listened at these moments, while `orders` had records in flight and nothing was heard of it."""
+    """Listen at these moments, while `orders` has records in flight and nothing is heard of it."""
     made = Silences(STALL_S, UNKNOWN_S)
     for now in ticks:
         made.listen(now, ["orders"], NOBODY, arrived, answers)
