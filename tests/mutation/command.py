@@ -42,7 +42,7 @@ def main(arguments: Sequence[str], root: Path = ROOT, targets: tuple[Target, ...
             return 0
         if not options.report:
             _run(work, options.jobs, account, console, root)
-        return _report(options, arguments, work, account, console)
+        return _report(options, arguments, work, account, console, root, targets)
     except UsageError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=2, metavar="N", help="run N mutants at a time (default 2)")
     add("--list", action="store_true", help="show the mutants and run none")
     add("--report", action="store_true", help="show the last results and run none")
-    add("--write", action="store_true", help=f"write {results.PAGE}; all mutants must have been run")
+    add("--write", action="store_true", help=f"write {results.PAGE}, from the last results of all mutants")
     return parser
 
 
@@ -106,14 +106,21 @@ def _run(work: Work, jobs: int, account: Account, console: Console, root: Path) 
 
 
 def _report(
-    options: argparse.Namespace, arguments: Sequence[str], work: Work, account: Account, console: Console
+    options: argparse.Namespace,
+    arguments: Sequence[str],
+    work: Work,
+    account: Account,
+    console: Console,
+    root: Path,
+    targets: Sequence[Target],
 ) -> int:
     chosen = [mutant for _, mutants in work for mutant in mutants]
     tally = account.tally(chosen)
     console.print(results.summary(tally))
     if options.write:
-        if options.only or options.line or options.sample or account.not_run(chosen):
-            raise UsageError("--write needs the results of all mutants: run it without --only, --line and --sample")
+        if options.only or options.line or options.sample or options.survivors:
+            work = _chosen(_parser().parse_args([]), root, targets, account)  # the page is of all mutants
+            chosen = [mutant for _, mutants in work for mutant in mutants]
         command = "make mutants" + (f' ARGS="{shlex.join(arguments)}"' if arguments else "")
         account.write(chosen, command, date.today())
     unexplained = account.unexplained(chosen)

@@ -47,18 +47,23 @@ WORKER = "workers/kafka_delivery_worker/"
 CIRCUIT = WORKER + "breaker/circuit.lua"
 ROOM = WORKER + "room.lua"
 
-LEASES = ("integration/test_lease_scripts.py",)
-CIRCUITS = ("integration/test_circuits.py", "integration/test_breaker.py")
-PARKING = ("integration/test_parking_store.py",)
+LEASES = ("integration/test_scripts_of_leases.py", "integration/test_lease_scripts.py")
+CIRCUITS = (
+    "integration/test_scripts_of_circuits.py",
+    "integration/test_circuits.py",
+    "integration/test_breaker.py",
+)
+PARKING = ("integration/test_scripts_of_parking.py", "integration/test_parking_store.py")
+COMMANDS = ("integration/test_scripts_of_commands.py",)
 RETRIES = ("unit/test_rules_of_retries.py", "unit/test_attempts.py")
 
 TARGETS = (
     Target(WORKER + "claim.lua", LEASES),
     Target(WORKER + "reap.lua", LEASES),
     Target(WORKER + "renew.lua", LEASES),
-    Target(WORKER + "release.lua", ("integration/test_scripts_of_commands.py",)),
-    Target(WORKER + "find.lua", ("integration/test_trace.py",)),
-    Target(WORKER + "fronts.lua", ("integration/test_scripts_of_commands.py",)),
+    Target(WORKER + "release.lua", COMMANDS),
+    Target(WORKER + "find.lua", COMMANDS),
+    Target(WORKER + "fronts.lua", COMMANDS),
     Target(ROOM, PARKING),
     Target(WORKER + "park.lua", PARKING, prelude=ROOM),
     Target(WORKER + "taken.lua", PARKING, prelude=ROOM),

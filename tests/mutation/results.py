@@ -28,6 +28,7 @@ class Tally(NamedTuple):
     by_time: int
     explained: int
     unexplained: int
+    not_run: int
 
 
 class Account:
@@ -116,7 +117,8 @@ class Account:
             unexplained = len(self.unexplained(of))
             survived = outcomes.count("passed")
             killed, by_time = outcomes.count("failed"), outcomes.count("time")
-            made.append(Tally(path, len(of), killed, by_time, survived - unexplained, unexplained))
+            not_run = outcomes.count(None)
+            made.append(Tally(path, len(of), killed, by_time, survived - unexplained, unexplained, not_run))
         return made
 
     def stale(self, mutants: Sequence[Mutant]) -> list[tuple[str, str, str]]:
@@ -153,8 +155,8 @@ class Account:
 def summary(tally: Sequence[Tally]) -> str:
     """Return the numbers as a table."""
     rows = [
-        "| file | mutants | killed by a test | killed by time | survived, accepted | survived, not explained |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| file | mutants | killed by a test | killed by time | survived, accepted | survived, not explained | not run |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     total = Tally("all", *(sum(numbers) for numbers in zip(*(row[1:] for row in tally), strict=True)))
     return "\n".join(rows + [f"| {' | '.join(str(cell) for cell in row)} |" for row in (*tally, total)])

@@ -187,7 +187,7 @@ def test_a_fault_is_noticed_and_a_survivor_shown_and_explained(
     assert main(["--jobs", "1"], repository, (TARGET,)) == 1
     told = capsys.readouterr().out
     assert SURVIVED in told
-    assert "| workers/small_rules.py | 2 | 1 | 0 | 0 | 1 |" in told
+    assert "| workers/small_rules.py | 2 | 1 | 0 | 0 | 1 | 0 |" in told
     assert (repository / "workers" / "small_rules.py").read_text() == "def is_large(n):\n    return n > 5\n"
 
     reason = (

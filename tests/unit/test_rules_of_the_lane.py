@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from celery.worker import state
 from confluent_kafka import KafkaError
 
-from kafka_delivery.names import DEFERRALS, PROBE, RELEASED
+from kafka_delivery.names import DEFERRALS, DEFERRED_EVENT, PROBE, RELEASED
 from kafka_delivery.record import MAX_TIMESTAMP_MS, Record
 from kafka_delivery_worker import lane as module
 from kafka_delivery_worker.lane import WATCHED, Lane, _is_due, _watched
@@ -97,8 +97,8 @@ class Worker:
         made._reports, made._reported = {}, lambda request, report: None
         made._owed = [0, 0]
         made._consumer = SimpleNamespace(task_buckets={"send": None})
-        made._breaker = SimpleNamespace(admission=self._admit, shut=False, shut_topics=set())
-        made._engine = SimpleNamespace(sent_again=lambda *told: self.sent_again.append(told), outcomes={})
+        made._breaker = cast("Any", SimpleNamespace(admission=self._admit, shut=False, shut_topics=set()))
+        made._engine = cast("Any", SimpleNamespace(sent_again=lambda *told: self.sent_again.append(told)))
         made.eventer = SimpleNamespace(send=lambda kind, **fields: self.events.append((kind, fields)), groups=None)
         made._cluster, made._topics, made._small = "default", {"orders"}, 1_000
         made._go_on = lambda request, reports: self.gone_on.append((request, reports))  # type: ignore[method-assign]
@@ -383,7 +383,7 @@ class TestReport:
         worker.lane._breaker.shut = shut  # type: ignore[misc]
         worker.lane._breaker.shut_topics.add("orders")  # type: ignore[attr-defined]
         worker.lane._goes_on(request, self.report(CLUSTER))
-        assert [kind for kind, _ in worker.events] == ["task-received", "task-started", module.DEFERRED_EVENT]
+        assert [kind for kind, _ in worker.events] == ["task-received", "task-started", DEFERRED_EVENT]
         assert worker.lane._owed == owed
 
     def test_of_what_waits_is_not_told_twice(self, worker: Worker) -> None:
@@ -391,4 +391,4 @@ class TestReport:
         request.told = worker.lane.events = True
         worker.lane._breaker.shut = True  # type: ignore[misc]
         worker.lane._goes_on(request, self.report(CLUSTER))
-        assert [kind for kind, _ in worker.events] == [module.DEFERRED_EVENT]
+        assert [kind for kind, _ in worker.events] == [DEFERRED_EVENT]

@@ -1,0 +1,234 @@
+"""What the scripts of circuits keep and answer, rule by rule, where no worker would show it at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from kafka_delivery.settings import Settings
+from kafka_delivery_worker.breaker.rules import Rules
+from kafka_delivery_worker.breaker.store import Counted, source
+
+CLUSTER, TOPIC = "cluster", "topic:orders"
+BASE = "kafka-delivery:cb:1:{default}:"
+RULES = Rules.of(Settings(reset_timeout_s=500, reset_timeout_max_s=4_000))
+LATER_MS = 60_000
+"""No machine takes so long from one statement to the next."""
+
+
+class Circuits:
+    """The scripts, and what they keep."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+
+    def call(self, operation: str, *arguments: str | int, dice: float = 0.0, rules: Rules = RULES) -> Any:
+        return self.client.eval(source(operation), 1, BASE, rules.as_json(), "one", dice, *arguments)
+
+    def admits(self, token: str = "t", scope: str = CLUSTER) -> str:  # noqa: S107  # no secret
+        answer: bytes = self.call("admit", scope, token, LATER_MS)[0]
+        return answer.decode()
+
+    def settles(self, outcome: str, token: str = "t", scope: str = CLUSTER) -> int:  # noqa: S107  # no secret
+        return int(self.call("settle", scope, token, outcome, "a probe failed")[0])
+
+    def forces(self, mode: str, length_ms: int = 0, scope: str = CLUSTER) -> None:
+        self.call("force", scope, mode, length_ms, "me", "why")
+
+    def reports(self, **counted: Any) -> Any:
+        """One worker's report about the cluster: workers alive, then views."""
+        made = Counted(CLUSTER, int(self.get("epoch") or 0), **counted)
+        return self.call("report", json.dumps([made._asdict()]))
+
+    def set(self, scope: str = CLUSTER, **fields: str | int) -> None:
+        """A circuit as it was left."""
+        self.client.hset(f"{BASE}{scope}:st", mapping={"scope": scope, **fields})
+
+    def get(self, field: str, scope: str = CLUSTER) -> str:
+        found: bytes | None = self.client.hget(f"{BASE}{scope}:st", field)
+        return (found or b"").decode()
+
+    def probe(self, token: str = "t", ends_in_ms: int = LATER_MS, scope: str = CLUSTER) -> None:  # noqa: S107
+        self.client.zadd(f"{BASE}{scope}:p", {token: now_ms() + ends_in_ms})
+
+    def transitions(self) -> list[tuple[str, str]]:
+        found: Any = self.client.xrange(BASE + "log")
+        return [(fields[b"from"].decode(), fields[b"to"].decode()) for _, fields in found]
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@pytest.fixture
+def circuits(redis_client: redis.Redis) -> Circuits:
+    return Circuits(redis_client)
+
+
+class TestAdmission:
+    def test_is_free_while_it_is_closed(self, circuits: Circuits) -> None:
+        assert circuits.admits() == "free"
+
+    def test_is_free_while_a_person_holds_it_closed(self, circuits: Circuits) -> None:
+        circuits.set(state="open", till=now_ms() + LATER_MS, forced="closed")
+        assert circuits.admits() == "free"
+
+    def test_is_denied_while_a_person_holds_it_open(self, circuits: Circuits) -> None:
+        circuits.set(state="open", till=1, forced="open")
+        assert circuits.admits() == "denied"
+        circuits.set(state="closed")
+        assert circuits.admits() == "denied"
+
+    def test_of_one_that_is_not_half_open_loses_no_probes(self, circuits: Circuits) -> None:
+        circuits.set(state="open", till=now_ms() + LATER_MS, lost=3, trips=1)
+        assert circuits.admits() == "denied"
+        assert circuits.transitions() == []
+
+    def test_that_finds_the_last_probe_lost_opens_it(self, circuits: Circuits) -> None:
+        circuits.set(state="half-open", till=1, lost=2, trips=1)
+        circuits.probe("dead", ends_in_ms=-1)
+        assert circuits.admits() == "denied"
+        assert (circuits.get("state"), circuits.get("why")) == ("open", "3 probes in a row were lost")
+
+    def test_after_two_lost_probes_grants_a_third(self, circuits: Circuits) -> None:
+        circuits.set(state="half-open", till=1, lost=1, trips=1)
+        circuits.probe("dead", ends_in_ms=-1)
+        assert circuits.admits() == "probe"
+        assert (circuits.get("state"), circuits.get("lost")) == ("half-open", "2")
+
+    def test_of_a_topic_waits_for_the_cluster(self, circuits: Circuits) -> None:
+        circuits.set(state="open", till=now_ms() + LATER_MS)
+        circuits.set(TOPIC, state="open", till=1)
+        assert circuits.admits(scope=TOPIC) == "denied"
+        circuits.set(state="closed")
+        assert circuits.admits(scope=TOPIC) == "probe"
+
+    def test_of_the_same_token_stays_what_it_was(self, circuits: Circuits) -> None:
+        circuits.set(state="open", till=1)
+        assert [circuits.admits("a"), circuits.admits("b"), circuits.admits("a")] == ["probe", "denied", "probe"]
+
+    def test_lasts_for_so_long(self, circuits: Circuits) -> None:
+        circuits.set(state="open", till=1)
+        circuits.admits("a")
+        till = circuits.client.zscore(f"{BASE}{CLUSTER}:p", "a")
+        assert till is not None
+        assert abs(till - now_ms() - LATER_MS) < LATER_MS / 2
+
+
+class TestSettling:
+    @pytest.mark.parametrize("outcome", ["ok", "fail"])
+    @pytest.mark.parametrize("state", ["closed", "open"])
+    def test_a_probe_of_an_earlier_round_says_nothing(self, circuits: Circuits, state: str, outcome: str) -> None:
+        circuits.set(state=state, till=now_ms() + LATER_MS)
+        circuits.probe("old")
+        assert circuits.settles(outcome, "old") == 0
+        assert (circuits.get("state"), circuits.transitions()) == (state, [])
+
+    def test_one_that_is_unknown_says_nothing(self, circuits: Circuits) -> None:
+        circuits.set(state="half-open", till=1)
+        assert circuits.settles("fail", "unknown") == 0
+        assert circuits.get("state") == "half-open"
+
+    def test_one_that_arrives_ends_the_row_of_lost_ones(self, circuits: Circuits) -> None:
+        circuits.set(state="half-open", till=1, lost=2)
+        circuits.probe()
+        assert circuits.settles("ok") == 1
+        assert (circuits.get("state"), circuits.get("good"), circuits.get("lost")) == ("half-open", "1", "0")
+
+    def test_the_last_one_closes_it_and_is_a_success(self, circuits: Circuits) -> None:
+        circuits.set(state="half-open", till=1, good=RULES.successes - 1)
+        circuits.probe()
+        circuits.settles("ok")
+        assert circuits.get("state") == "closed"
+        assert abs(int(circuits.get("ok_at")) - now_ms()) < LATER_MS
+
+    def test_one_without_an_outcome_changes_nothing(self, circuits: Circuits) -> None:
+        circuits.set(state="half-open", till=1)
+        circuits.probe()
+        assert circuits.settles("ignore") == 1
+        assert (circuits.get("state"), circuits.get("good")) == ("half-open", "")
+
+
+class TestForcing:
+    def test_the_log_says_what_it_was_before(self, circuits: Circuits) -> None:
+        for mode in ("open", "closed", ""):
+            circuits.forces(mode)
+        assert circuits.transitions() == [
+            ("closed", "forced open"),
+            ("forced open", "forced closed"),
+            ("forced closed", "auto"),
+        ]
+
+    def test_what_is_over_gives_way_to_what_is_new(self, circuits: Circuits) -> None:
+        circuits.set(forced="open", forced_till=now_ms() - 1)
+        circuits.forces("closed", LATER_MS)
+        assert circuits.transitions() == [("closed", "forced closed")]
+        assert (circuits.get("forced"), int(circuits.get("forced_till")) > now_ms()) == ("closed", True)
+
+    def test_without_an_end_it_has_none(self, circuits: Circuits) -> None:
+        circuits.forces("open")
+        assert (circuits.get("forced_till"), circuits.get("forced_by"), circuits.get("forced_why")) == (
+            "0",
+            "me",
+            "why",
+        )
+
+    def test_each_is_a_new_generation(self, circuits: Circuits) -> None:
+        circuits.forces("open")
+        assert abs(int(circuits.get("epoch")) - now_ms()) < LATER_MS
+        ahead = now_ms() + 10 * LATER_MS
+        circuits.set(epoch=ahead)
+        circuits.forces("closed")
+        assert int(circuits.get("epoch")) == ahead + 1
+
+    @pytest.mark.parametrize(("scope", "known"), [(TOPIC, [TOPIC.encode()]), (CLUSTER, [])])
+    def test_a_topic_is_known_from_then_on(self, circuits: Circuits, scope: str, known: list[bytes]) -> None:
+        circuits.forces("open", scope=scope)
+        assert circuits.client.zrange(BASE + "topics", 0, -1) == known
+
+
+class TestKeeping:
+    def test_the_next_outage_lasts_longer_the_more_rounds_failed(self, circuits: Circuits) -> None:
+        lasted = []
+        for trips in (0, 1, 2, 3, 9):
+            circuits.set(state="half-open", till=1, trips=trips)
+            circuits.probe()
+            circuits.settles("fail")
+            lasted.append(round((int(circuits.get("till")) - now_ms()) / 1_000 / 100))
+        assert lasted == [5, 10, 20, 40, 40]
+
+    def test_chance_makes_it_longer_by_a_tenth(self, circuits: Circuits) -> None:
+        circuits.set(state="half-open", till=1, trips=3)
+        circuits.probe()
+        circuits.call("settle", CLUSTER, "t", "fail", "why", dice=1.0)
+        assert abs(int(circuits.get("till")) - now_ms() - 4_400_000) < LATER_MS
+
+    def test_a_clock_that_was_wrong_makes_no_outage_longer_than_may_be(self, circuits: Circuits) -> None:
+        circuits.set(state="open", till=now_ms() + 10**9)
+        view = circuits.reports()[1]
+        assert abs(view[3] - 4_400_000) < LATER_MS
+
+    def test_it_is_kept_for_a_week(self, circuits: Circuits) -> None:
+        circuits.forces("open")
+        assert circuits.client.ttl(f"{BASE}{CLUSTER}:st") == pytest.approx(7 * 86_400, abs=60)
+
+    def test_a_circuit_that_opens_forgets_its_window(self, circuits: Circuits) -> None:
+        circuits.reports(fail=1)
+        assert circuits.client.exists(f"{BASE}{CLUSTER}:w", f"{BASE}{CLUSTER}:f") == 2
+        circuits.reports(hard="down")
+        assert circuits.client.exists(f"{BASE}{CLUSTER}:w", f"{BASE}{CLUSTER}:f") == 0
+
+    @pytest.mark.parametrize(("forced", "shut"), [("open", "1"), ("closed", "0"), ("", "0")])
+    def test_what_claims_go_by_is_kept_too(self, circuits: Circuits, forced: str, shut: str) -> None:
+        circuits.forces(forced)
+        assert circuits.get("shut") == shut
+
+    def test_claims_grow_from_when_it_was_opened_to_them(self, circuits: Circuits) -> None:
+        circuits.forces("open")
+        assert circuits.get("ramp_at") == "0"
+        circuits.forces("closed")
+        assert abs(int(circuits.get("ramp_at")) - now_ms()) < LATER_MS
