@@ -46,11 +46,12 @@ class Circuits:
 
     def set(self, scope: str = CLUSTER, **fields: str | int) -> None:
         """A circuit as it was left."""
-        self.client.hset(f"{BASE}{scope}:st", mapping={"scope": scope, **fields})
+        kept: Any = {"scope": scope, **fields}
+        self.client.hset(f"{BASE}{scope}:st", mapping=kept)
 
     def get(self, field: str, scope: str = CLUSTER) -> str:
-        found: bytes | None = self.client.hget(f"{BASE}{scope}:st", field)
-        return (found or b"").decode()
+        found: Any = self.client.hget(f"{BASE}{scope}:st", field)
+        return str((found or b"").decode())
 
     def probe(self, token: str = "t", ends_in_ms: int = LATER_MS, scope: str = CLUSTER) -> None:  # noqa: S107
         self.client.zadd(f"{BASE}{scope}:p", {token: now_ms() + ends_in_ms})

@@ -37,7 +37,8 @@ class TestReap:
 
     def next(self) -> list[str]:
         """What the list holds, the next one first."""
-        return [item.decode().split('"')[3] for item in reversed(self.client.lrange("list", 0, -1))]
+        found: Any = self.client.lrange("list", 0, -1)
+        return [item.decode().split('"')[3] for item in reversed(found)]
 
     def test_the_oldest_is_the_next(self) -> None:
         assert self.reap() == [3, 0]

@@ -155,7 +155,7 @@ class Account:
 def summary(tally: Sequence[Tally]) -> str:
     """Return the numbers as a table."""
     rows = [
-        "| file | mutants | killed by a test | killed by time | survived, accepted | survived, not explained | not run |",
+        "| file | mutants | killed by a test | by time | survived, accepted | survived, not explained | not run |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     total = Tally("all", *(sum(numbers) for numbers in zip(*(row[1:] for row in tally), strict=True)))
