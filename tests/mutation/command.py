@@ -95,7 +95,6 @@ def _run(work: Work, jobs: int, account: Account, console: Console, root: Path) 
         def done(result: Result) -> None:
             nonlocal alive
             account.add(result)
-            account.save()
             if result.outcome == "passed":
                 alive += 1
                 shown = _shown(result.mutant, (root / result.mutant.path).read_text("utf-8"))

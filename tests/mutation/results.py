@@ -14,7 +14,9 @@ from .guards import ROOT, Target
 from .mutant import Mutant
 from .runs import Result
 
-STATE = ".cache/mutants.json"
+STATE = ".cache/mutants"
+"""A file with results for each file with rules, so that two runs over different files do not meet."""
+
 PAGE = "tests/mutation/results.md"
 ACCEPTED = "tests/mutation/accepted.toml"
 
@@ -54,12 +56,11 @@ class Account:
         Raises:
             ValueError: `accepted.toml` is no list of files, lines and reasons.
         """
-        state = root / STATE
-        stored = json.loads(state.read_text("utf-8")) if state.exists() else {}
-        outcomes = {
-            target.path: stored.get(target.path, {}).get(_digest((root / target.path).read_text("utf-8")), {})
-            for target in targets
-        }
+        outcomes = {}
+        for target in targets:
+            state = _state(root, target.path)
+            stored = json.loads(state.read_text("utf-8")) if state.exists() else {}
+            outcomes[target.path] = stored.get(_digest((root / target.path).read_text("utf-8")), {})
         accepted = root / ACCEPTED
         entries = tomllib.loads(accepted.read_text("utf-8"))["survivor"] if accepted.exists() else []
         names = {Path(target.path).name: target.path for target in targets}
@@ -77,15 +78,13 @@ class Account:
         return self._sources[path]
 
     def add(self, result: Result) -> None:
-        """Take in one result."""
-        self._outcomes.setdefault(result.mutant.path, {})[_key(result.mutant)] = result.outcome
-
-    def save(self) -> None:
-        """Keep the results for the next run."""
-        state = self._root / STATE
-        state.parent.mkdir(exist_ok=True)
-        stored = {path: {_digest(self.source(path)): outcomes} for path, outcomes in self._outcomes.items()}
-        state.write_text(json.dumps(stored), "utf-8")
+        """Take in one result, and keep it for the next run."""
+        path = result.mutant.path
+        outcomes = self._outcomes.setdefault(path, {})
+        outcomes[_key(result.mutant)] = result.outcome
+        state = _state(self._root, path)
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.write_text(json.dumps({_digest(self.source(path)): outcomes}), "utf-8")
 
     def outcome(self, mutant: Mutant) -> str | None:
         """Return what became of a mutant; None if it has not been run."""
@@ -160,6 +159,10 @@ def summary(tally: Sequence[Tally]) -> str:
     ]
     total = Tally("all", *(sum(numbers) for numbers in zip(*(row[1:] for row in tally), strict=True)))
     return "\n".join(rows + [f"| {' | '.join(str(cell) for cell in row)} |" for row in (*tally, total)])
+
+
+def _state(root: Path, path: str) -> Path:
+    return root / STATE / f"{path.replace('/', '.')}.json"
 
 
 def _digest(source: str) -> str:
