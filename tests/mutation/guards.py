@@ -58,7 +58,7 @@ COMMANDS = ("integration/test_scripts_of_commands.py",)
 RETRIES = ("unit/test_rules_of_retries.py", "unit/test_attempts.py")
 
 TARGETS = (
-    Target(WORKER + "claim.lua", LEASES),
+    Target(WORKER + "claim.lua", ("integration/test_scripts_of_claims.py", "integration/test_lease_scripts.py")),
     Target(WORKER + "reap.lua", LEASES),
     Target(WORKER + "renew.lua", LEASES),
     Target(WORKER + "release.lua", COMMANDS),
