@@ -391,7 +391,8 @@ class TestDelayed:
     def test_a_time_is_read(self, worker: Worker, eta: str, due_ms: int) -> None:
         worker.queue(message("a", eta=eta))
         assert worker.claim().items == []
-        ((_, at),) = worker.client.zrange("delayed:q", 0, -1, withscores=True)
+        found: Any = worker.client.zrange("delayed:q", 0, -1, withscores=True)
+        ((_, at),) = found
         assert at == due_ms
 
     @pytest.mark.parametrize(
