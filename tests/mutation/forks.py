@@ -41,12 +41,15 @@ class Forks:
         self._requests = requests
         self._answers = answers
         self._seconds = seconds
+        self._functions: dict[str, list[FunctionType]] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Serve until the input ends."""
         # Errors while tests are collected are what some mutants cause, and what a wrong table of tests causes, too.
         fault = "tests cannot be collected" if session.testsfailed else "" if session.items else "there are no tests"
+        self._functions = functions_in_memory()
+        gc.freeze()  # else each child would copy what its collector looks at
         self._answer({"ready": len(session.items), "fault": fault})
         for line in self._requests:
             request: dict[str, Any] = json.loads(line)
@@ -66,7 +69,7 @@ class Forks:
         pid = os.fork()
         if pid == 0:
             os.close(reading)
-            _Child(writing).run(ordered, request.get("swap"))
+            _Child(writing).run(ordered, self._functions, request.get("swap"))
         os.close(writing)
         try:
             return self._watch(reading)
@@ -103,13 +106,16 @@ class _Child:
         self._writing = writing
         self._failed = False
 
-    def run(self, items: list[pytest.Item], swap: list[str] | None) -> NoReturn:
+    def run(
+        self, items: list[pytest.Item], functions: dict[str, list[FunctionType]], swap: list[str] | None
+    ) -> NoReturn:
         outcome = "failed"
         try:
             os.setpgid(0, 0)
             random.seed()  # else each child would look for free ports in the same places
             if swap:
-                swap_code(*swap)
+                path, original = swap
+                swap_code(functions.get(path, []), path, original)
             items[0].config.pluginmanager.register(self)
             for item, following in zip(items, [*items[1:], None], strict=True):
                 self._tell("test " + item.nodeid)
@@ -128,10 +134,20 @@ class _Child:
         os.write(self._writing, line.encode() + b"\n")
 
 
-def swap_code(path: str, original: str) -> None:
-    """Give the functions of a module in memory the code that its file has now.
+def functions_in_memory() -> dict[str, list[FunctionType]]:
+    """Return all functions that were loaded, by file."""
+    found: dict[str, list[FunctionType]] = {}
+    for one in gc.get_objects():
+        if isinstance(one, FunctionType):
+            found.setdefault(one.__code__.co_filename, []).append(one)
+    return found
+
+
+def swap_code(functions: list[FunctionType], path: str, original: str) -> None:
+    """Give the functions of a module the code that its file has now.
 
     Args:
+        functions: those of the module.
         path: the module's file.
         original: the file that it was loaded from.
     """
@@ -140,11 +156,10 @@ def swap_code(path: str, original: str) -> None:
     places = {
         (name, code.co_firstlineno): (name, place) for name, codes in old.items() for place, code in enumerate(codes)
     }
-    for found in gc.get_objects():
-        if isinstance(found, FunctionType) and found.__code__.co_filename == path:
-            name, place = places.get((found.__code__.co_qualname, found.__code__.co_firstlineno), ("", 0))
-            if place < len(new.get(name, ())):
-                found.__code__ = new[name][place]
+    for found in functions:
+        name, place = places.get((found.__code__.co_qualname, found.__code__.co_firstlineno), ("", 0))
+        if place < len(new.get(name, ())):
+            found.__code__ = new[name][place]
 
 
 def _functions(source: str, path: str) -> dict[str, list[CodeType]]:
