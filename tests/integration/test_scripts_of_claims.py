@@ -234,6 +234,15 @@ class TestRamp:
         self.after(worker, 0)
         assert len(worker.claim(150, ramp_ms=10**9).items) == 1
 
+    def test_nor_does_it_wait_in_the_very_millisecond_of_the_end(self, worker: Worker) -> None:
+        worker.queue(*(message(str(n)) for n in range(300)))
+        for attempt in range(200):
+            seconds, microseconds = worker.client.time()
+            worker.client.hset(CIRCUIT, "ramp_at", int(seconds) * 1000 + int(microseconds) // 1000 + attempt % 2)
+            found = worker.claim(1, ramp_ms=10**9)
+            assert found.status == CLAIMED
+            worker.claim(0, acks=(found.tags[0].decode(),))
+
     def test_it_has_an_end(self, worker: Worker) -> None:
         self.after(worker, LEASE_MS)
         assert len(worker.claim(150, ramp_ms=1_000).items) == 150
@@ -320,6 +329,12 @@ class TestSuspects:
         worker.queue(message("a"), message("b"))
         found = worker.claim()
         assert (worker.names(found.items), found.suspected) == (["a", "b"], [2, 0])
+
+    def test_what_has_no_tag_is_none(self, worker: Worker) -> None:
+        worker.client.hset(DEATHS, "b", 3)
+        worker.queue("garbage", message("a"))
+        found = worker.claim()
+        assert (len(found.items), found.suspected) == (2, [0, 0])
 
     def test_one_of_a_later_list_goes_before_what_comes_first(self, worker: Worker) -> None:
         worker.client.hset(DEATHS, "b", 3)

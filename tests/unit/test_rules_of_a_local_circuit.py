@@ -96,6 +96,10 @@ class TestOpens:
         made.report(0, 1, 1, False, "")
         assert fails(made, 0, 3) == [False, False, True]
 
+    def test_a_report_of_failures_only_is_in_a_row_whatever_it_says_of_the_last(self) -> None:
+        made = circuit(min_calls=100)
+        assert [made.report(0, 0, 1, False, "") for _ in range(3)] == [False, False, True]
+
     def test_a_report_without_failures_is_in_no_row(self) -> None:
         made = circuit(min_calls=100)
         fails(made, 0, 2)
