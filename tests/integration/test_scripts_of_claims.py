@@ -330,6 +330,12 @@ class TestSuspects:
         found = worker.claim()
         assert (worker.names(found.items), found.suspected) == (["a", "b"], [2, 0])
 
+    def test_one_elsewhere_keeps_nobody_from_going_on(self, worker: Worker) -> None:
+        worker.client.hset(DEATHS, mapping={"elsewhere": 3, "0.1": 2})
+        worker.hold("0.1:q")
+        worker.queue(message("a"))
+        assert worker.claim().status == CLAIMED
+
     def test_what_has_no_tag_is_none(self, worker: Worker) -> None:
         worker.client.hset(DEATHS, "b", 3)
         worker.queue("garbage", message("a"))

@@ -236,7 +236,10 @@ class _Parser:
             self._expression(BINARY[operator.text][1])
             last = operator.text
             timed = last in BOUNDS and CLOCK.search(self._source, start, self._end)
-            if last in TURNED and not timed:
+            makes_number = (
+                last == "+" and self._source[right_start : self._end] == "0"
+            )  # Lua's way to read a text as one
+            if last in TURNED and not timed and not makes_number:
                 self._note(operator.start, operator.end, TURNED[last])
             if last in NEUTRAL:
                 self._note(start, left_end, NEUTRAL[last])

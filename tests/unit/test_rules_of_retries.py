@@ -535,6 +535,7 @@ class TestBatch:
         finally:
             BATCH.pop_request()
         assert [word[0] for word in engine.told] == ["park", "deliver_many"]
+        assert engine.told[1][1] == ["a"]
         assert fates[0] == {
             "outcome": "parked", "message_id": engine.told[0][1], "topic": None, "error": "InvalidRecordError",
         }  # fmt: skip

@@ -201,7 +201,7 @@ class TestPlain:
             ([wire()], {}, {}, True),
             ([wire()], {}, None, True),
             ([wire()], {}, {"callbacks": None, "chain": None}, True),
-            ([wire()], {}, {"callbacks": ["one"]}, False),
+            ([wire()], {}, {"callbacks": ["one"], "chain": None}, False),
             ([wire()], {"topic": "orders"}, {}, False),
             ([], {}, {}, False),
             (["orders", "x"], {}, {}, False),
