@@ -303,6 +303,11 @@ class TestBytes:
         worker.queue(message("a", size=5_000), message("b"))
         assert worker.names(worker.claim(10, 1).items) == ["a"]
 
+    def test_what_fills_them_exactly_is_the_last(self, worker: Worker) -> None:
+        small, large = message("a"), message("b", size=500)
+        worker.queue(small, large, message("c"))
+        assert worker.names(worker.claim(10, len(small) + len(large)).items) == ["a", "b"]
+
     def test_what_is_too_much_goes_back_in_order(self, worker: Worker) -> None:
         worker.queue(message("a"), *(message(str(n), size=1_000) for n in range(10)))
         found = worker.claim(10, 3_000)

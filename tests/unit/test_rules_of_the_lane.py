@@ -361,6 +361,12 @@ class TestReport:
         assert (outcome, error.name, retries) == ("deferred", "_TRANSPORT", 2)
         assert (worker.gone_on, worker.events, worker.lane._owed) == ([], [], [0, 0])
 
+    @pytest.mark.parametrize("retries", [0, None])
+    def test_of_a_first_attempt_is_told_as_that(self, worker: Worker, retries: Any) -> None:
+        worker.lane._breaker.shut = True  # type: ignore[misc]
+        worker.lane._goes_on(worker.send(Message(retries=retries)), self.report(CLUSTER))
+        assert worker.sent_again[0][2] == 0
+
     @pytest.mark.parametrize(
         ("code", "waits"), [(CLUSTER, True), (TOPIC_FULL, True), (TOPIC_FEW, False), (REJECTED, False)]
     )
