@@ -213,6 +213,24 @@ class TestKeeping:
         view = circuits.reports()[1]
         assert abs(view[3] - 4_400_000) < LATER_MS
 
+    def test_what_has_not_been_yet_was_just_now(self, circuits: Circuits) -> None:
+        circuits.set(state="closed", since=now_ms() + 10**9, ok_at=now_ms() + 10**9)
+        circuits.reports(fail=1)
+        assert int(circuits.get("since")) < now_ms() + LATER_MS
+        assert int(circuits.get("ok_at")) < now_ms() + LATER_MS
+
+    def test_what_is_forced_for_a_while_ends_once(self, circuits: Circuits) -> None:
+        circuits.set(forced="open", forced_till=now_ms() - 1)
+        assert circuits.reports()[1][5] == b""
+        circuits.reports()
+        assert circuits.transitions() == [("forced open", "auto")]
+        assert (circuits.get("forced"), circuits.get("forced_till")) == ("", "0")
+
+    def test_what_is_not_forced_does_not_end(self, circuits: Circuits) -> None:
+        circuits.set(forced="", forced_till=now_ms() - 1)
+        circuits.reports()
+        assert circuits.transitions() == []
+
     def test_it_is_kept_for_a_week(self, circuits: Circuits) -> None:
         circuits.forces("open")
         assert circuits.client.ttl(f"{BASE}{CLUSTER}:st") == pytest.approx(7 * 86_400, abs=60)

@@ -194,6 +194,10 @@ class TestCluster:
         worker.client.zadd(PROBES, {"t": now_ms() + LEASE_MS})
         assert worker.names(worker.claim(probe="cluster", token="t").items) == [first]  # noqa: S106
 
+    def test_what_is_no_probe_takes_the_oldest_first(self, worker: Worker) -> None:
+        worker.client.hset(CIRCUIT, mapping={"shut": "0", "trips": 4})
+        assert worker.names(worker.claim().items) == ["a", "b"]
+
     def test_a_probe_takes_what_was_put_aside_if_nothing_else_waits(self, worker: Worker) -> None:
         worker.client.delete("q")
         worker.client.sadd(WAITING, "orders:q")
@@ -289,7 +293,10 @@ class TestPutAside:
 
     def test_is_bounded_by_room_and_bytes(self, worker: Worker) -> None:
         assert worker.names(worker.claim(1).items) == ["a"]
+        worker.client.lpush("waiting:orders:q", message("d"))
         assert worker.names(worker.claim(10, 1).items) == ["b"]
+        worker.client.lpush("waiting:orders:q", message("e"))
+        assert worker.names(worker.claim(10, len(message("d"))).items) == ["d"]
 
 
 class TestBytes:
@@ -359,6 +366,12 @@ class TestSuspects:
         worker.queue(message("a"))
         worker.hold("0.1:q", "0.2:q")
         assert worker.claim().status == SUSPECT
+
+    def test_nothing_is_claimed_behind_one(self, worker: Worker) -> None:
+        worker.client.hset(DEATHS, "b", 3)
+        worker.queue(message("a", eta="2100-01-01T00:00:00+00:00"), message("b"), message("c"), message("d"))
+        found = worker.claim()
+        assert (worker.names(found.items), found.holding, worker.client.llen("q")) == (["b"], 1, 2)
 
     def test_one_that_is_due_is_claimed_alone_too(self, worker: Worker) -> None:
         worker.client.hset(DEATHS, "b", 3)
