@@ -44,6 +44,12 @@ class Circuits:
         made = Counted(CLUSTER, int(self.get("epoch") or 0), **counted)
         return self.call("report", json.dumps([made._asdict()]))
 
+    def reports_of_topic(self, **counted: Any) -> Any:
+        """One worker's report about a topic, while the cluster is quiet."""
+        of_topic = Counted(TOPIC, int(self.get("epoch", TOPIC) or 0), **counted)
+        quiet = Counted(CLUSTER, int(self.get("epoch") or 0))
+        return self.call("report", json.dumps([quiet._asdict(), of_topic._asdict()]))
+
     def set(self, scope: str = CLUSTER, **fields: str | int) -> None:
         """A circuit as it was left."""
         kept: Any = {"scope": scope, **fields}
@@ -111,6 +117,11 @@ class TestAdmission:
     def test_of_the_same_token_stays_what_it_was(self, circuits: Circuits) -> None:
         circuits.set(state="open", till=1)
         assert [circuits.admits("a"), circuits.admits("b"), circuits.admits("a")] == ["probe", "denied", "probe"]
+
+    def test_is_not_kept_by_the_probe_of_a_clock_that_was_wrong(self, circuits: Circuits) -> None:
+        circuits.set(state="half-open", till=1)
+        circuits.probe("wrong", ends_in_ms=5_400_000)
+        assert circuits.admits() == "probe"
 
     def test_lasts_for_so_long(self, circuits: Circuits) -> None:
         circuits.set(state="open", till=1)
@@ -212,6 +223,32 @@ class TestKeeping:
         circuits.set(state="open", till=now_ms() + 10**9)
         view = circuits.reports()[1]
         assert abs(view[3] - 4_400_000) < LATER_MS
+
+    def test_each_change_is_a_new_generation(self, circuits: Circuits) -> None:
+        ahead = now_ms() + 10 * LATER_MS
+        circuits.set(state="closed", epoch=ahead)
+        circuits.reports(hard="down")
+        assert (circuits.get("state"), int(circuits.get("epoch"))) == ("open", ahead + 1)
+
+    def test_one_that_silence_alone_opened_closes_with_the_first_arrival(self, circuits: Circuits) -> None:
+        circuits.reports_of_topic(hard="silent")
+        assert (circuits.get("state", TOPIC), circuits.get("silent", TOPIC)) == ("open", "1")
+        circuits.reports_of_topic(late=1)
+        assert (circuits.get("state", TOPIC), circuits.get("silent", TOPIC)) == ("closed", "0")
+
+    def test_one_that_failures_opened_is_probed_at_the_first_arrival(self, circuits: Circuits) -> None:
+        circuits.set(TOPIC, state="open", till=now_ms() + LATER_MS)
+        circuits.client.zadd(BASE + "topics", {TOPIC: now_ms()})
+        circuits.reports_of_topic(late=1)
+        assert circuits.get("state", TOPIC) == "open"
+        assert circuits.admits(scope=TOPIC) == "probe"
+
+    def test_one_that_a_person_holds_closed_closes_when_records_arrive(self, circuits: Circuits) -> None:
+        circuits.set(state="open", till=1, forced="closed", epoch=7)
+        circuits.reports(ok=1, fail=1)
+        assert circuits.get("state") == "open"
+        circuits.reports(ok=1)
+        assert circuits.get("state") == "closed"
 
     def test_what_has_not_been_yet_was_just_now(self, circuits: Circuits) -> None:
         circuits.set(state="closed", since=now_ms() + 10**9, ok_at=now_ms() + 10**9)
