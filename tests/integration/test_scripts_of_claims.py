@@ -206,6 +206,7 @@ class TestCluster:
         worker.client.zadd(PROBES, {"t": now_ms() + LEASE_MS})
         found = worker.claim(probe="cluster", token="t")  # noqa: S106
         assert (worker.names(found.items), found.suspected) == (["c"], [-1])
+        assert worker.names(worker.claim(probe="local").items) == ["d"]
 
 
 class TestRamp:
@@ -396,6 +397,11 @@ class TestDelayed:
         for name, after in (("q", 3), ("r", 1), ("s", 2)):
             worker.client.zadd(f"delayed:{name}", {message(name): now_ms() + after * LEASE_MS})
         assert worker.claim(lists=("q", "r", "s")).next_due == pytest.approx(LEASE_MS, abs=LEASE_MS / 2)
+
+    def test_what_is_due_and_has_no_room_is_due_before_all_others(self, worker: Worker) -> None:
+        worker.client.zadd("delayed:q", {message("a"): 1, message("b"): 2})
+        worker.client.zadd("delayed:r", {message("c"): now_ms() + LEASE_MS})
+        assert worker.claim(1, lists=("q", "r")).next_due == 0
 
     def test_what_is_due_and_has_no_room_is_due_at_once(self, worker: Worker) -> None:
         worker.client.zadd("delayed:q", {message("a"): 1, message("b"): 2})
