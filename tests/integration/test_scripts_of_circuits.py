@@ -250,6 +250,20 @@ class TestKeeping:
         circuits.reports(ok=1)
         assert circuits.get("state") == "closed"
 
+    def test_a_view_says_how_long_it_lasts(self, circuits: Circuits) -> None:
+        circuits.set(state="open", till=now_ms() + LATER_MS, forced="open", forced_till=now_ms() + 3 * LATER_MS)
+        view = circuits.reports()[1]
+        assert view[3] == pytest.approx(LATER_MS, abs=LATER_MS / 2)
+        assert view[6] == pytest.approx(3 * LATER_MS, abs=LATER_MS / 2)
+        circuits.set(state="closed", forced_till=0)
+        assert circuits.reports()[1][3::3] == [0, 0, 0]
+
+    def test_workers_that_are_gone_are_forgotten(self, circuits: Circuits) -> None:
+        known = {"alive": -4_000, "quiet": -50_000, "gone": -90_000, "wrong": 90_000}
+        circuits.client.zadd(BASE + "workers", {name: now_ms() + after for name, after in known.items()})
+        assert circuits.reports()[0] == 2
+        assert set(circuits.client.zrange(BASE + "workers", 0, -1)) == {b"one", b"alive", b"quiet"}
+
     def test_what_has_not_been_yet_was_just_now(self, circuits: Circuits) -> None:
         circuits.set(state="closed", since=now_ms() + 10**9, ok_at=now_ms() + 10**9)
         circuits.reports(fail=1)

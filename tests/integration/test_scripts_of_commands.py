@@ -106,7 +106,7 @@ class TestFind:
         ]
 
     def test_a_batch_without_them_is_not_found(self) -> None:
-        self.client.lpush("key", self.BATCH % "hay")
+        self.client.lpush("key", self.BATCH % "hay 1")
         assert self.find("list", "0", EVERYTHING, ("needle",), "base64")[1] == []
 
     @pytest.mark.parametrize("kind", ["list", "zset"])
