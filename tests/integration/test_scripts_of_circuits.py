@@ -256,7 +256,7 @@ class TestKeeping:
         assert view[3] == pytest.approx(LATER_MS, abs=LATER_MS / 2)
         assert view[6] == pytest.approx(3 * LATER_MS, abs=LATER_MS / 2)
         circuits.set(state="closed", forced_till=0)
-        assert circuits.reports()[1][3::3] == [0, 0, 0]
+        assert circuits.reports()[1][3::3] == [0, 0]
 
     def test_workers_that_are_gone_are_forgotten(self, circuits: Circuits) -> None:
         known = {"alive": -4_000, "quiet": -50_000, "gone": -90_000, "wrong": 90_000}
@@ -302,3 +302,110 @@ class TestKeeping:
         assert circuits.get("ramp_at") == "0"
         circuits.forces("closed")
         assert abs(int(circuits.get("ramp_at")) - now_ms()) < LATER_MS
+
+
+class TestReports:
+    WIDTH_MS = RULES.window_ms // 10
+
+    def window(self, circuits: Circuits, buckets_ago: int, fail: int) -> None:
+        """Failures that were counted so many tenths of the window ago."""
+        bucket = now_ms() // self.WIDTH_MS - buckets_ago
+        circuits.client.hset(f"{BASE}{CLUSTER}:w", str(bucket % 10), f"{bucket}|0|{fail}")
+
+    @pytest.mark.parametrize(("buckets_ago", "state"), [(8, "open"), (11, "closed")])
+    def test_what_lies_in_the_window_counts(self, circuits: Circuits, buckets_ago: int, state: str) -> None:
+        self.window(circuits, buckets_ago, RULES.min_calls - 1)
+        circuits.reports(fail=1)
+        assert circuits.get("state") == state
+
+    @pytest.mark.parametrize(("before_ms", "state"), [(RULES.window_ms - 5_000, "open"), (LATER_MS * 10, "closed")])
+    def test_of_two_workers_both_must_have_failed_of_late(self, circuits: Circuits, before_ms: int, state: str) -> None:
+        circuits.client.zadd(BASE + "workers", {"other": now_ms()})
+        circuits.client.hset(f"{BASE}{CLUSTER}:f", "other", now_ms() - before_ms)
+        circuits.reports(hard="down")
+        assert circuits.get("state") == state
+
+    @pytest.mark.parametrize(("workers", "left"), [(60, 1), (40, 41)])
+    def test_failures_of_workers_that_are_gone_are_forgotten_once_there_are_many(
+        self, circuits: Circuits, workers: int, left: int
+    ) -> None:
+        gone = {f"gone {number}": now_ms() - 700_000 for number in range(workers)}
+        circuits.client.hset(f"{BASE}{CLUSTER}:f", mapping=gone)  # type: ignore[arg-type]
+        circuits.reports(fail=1)
+        assert circuits.client.hlen(f"{BASE}{CLUSTER}:f") == left
+
+    def test_failures_of_workers_that_are_there_are_not(self, circuits: Circuits) -> None:
+        there = {f"there {number}": now_ms() - 500_000 for number in range(60)}
+        circuits.client.hset(f"{BASE}{CLUSTER}:f", mapping=there)  # type: ignore[arg-type]
+        circuits.reports(fail=1)
+        assert circuits.client.hlen(f"{BASE}{CLUSTER}:f") == 61
+
+    @pytest.mark.parametrize(
+        ("known", "counted", "is_known"),
+        [
+            (0, {"fail": 1}, True),
+            (0, {"hard": "silent"}, True),
+            (0, {"ok": 1}, False),
+            (199, {"fail": 1}, True),
+            (200, {"fail": 1}, False),
+        ],
+    )
+    def test_a_topic_gets_a_circuit_with_its_first_failure(
+        self, circuits: Circuits, known: int, counted: dict[str, Any], is_known: bool
+    ) -> None:
+        if known:
+            circuits.client.zadd(BASE + "topics", {f"topic:{number}": now_ms() for number in range(known)})
+        circuits.reports_of_topic(**counted)
+        assert (circuits.client.zscore(BASE + "topics", TOPIC) is not None) is is_known
+        assert bool(circuits.client.exists(f"{BASE}{TOPIC}:st")) is is_known
+
+    def test_a_failure_keeps_it(self, circuits: Circuits) -> None:
+        circuits.client.zadd(BASE + "topics", {TOPIC: 1})
+        circuits.reports_of_topic(ok=1)
+        assert circuits.client.zscore(BASE + "topics", TOPIC) == 1
+        circuits.reports_of_topic(fail=1)
+        assert circuits.client.zscore(BASE + "topics", TOPIC) == pytest.approx(now_ms(), abs=LATER_MS)
+
+    @pytest.mark.parametrize(
+        ("age_ms", "fields", "is_kept"),
+        [
+            (500_000, {"state": "closed"}, True),
+            (700_000, {"state": "closed"}, False),
+            (700_000, {"state": "open", "till": 10**13}, True),
+            (700_000, {"state": "closed", "forced": "closed"}, True),
+        ],
+    )
+    def test_one_of_which_nothing_is_heard_is_forgotten(
+        self, circuits: Circuits, age_ms: int, fields: dict[str, Any], is_kept: bool
+    ) -> None:
+        circuits.set(TOPIC, **fields)
+        circuits.client.zadd(BASE + "topics", {TOPIC: now_ms() - age_ms})
+        views = circuits.reports()[1:]
+        assert ([view[0] for view in views] == [b"cluster", TOPIC.encode()]) is is_kept
+        assert (circuits.client.zscore(BASE + "topics", TOPIC) is not None) is is_kept
+
+    def test_one_that_is_open_is_kept_for_another_week(self, circuits: Circuits) -> None:
+        circuits.set(TOPIC, state="open", till=now_ms() + LATER_MS)
+        circuits.client.expire(f"{BASE}{TOPIC}:st", 1_000)
+        circuits.client.zadd(BASE + "topics", {TOPIC: now_ms()})
+        circuits.reports()
+        assert circuits.client.ttl(f"{BASE}{TOPIC}:st") == pytest.approx(7 * 86_400, abs=60)
+
+    def test_one_whose_probes_are_lost_opens_though_nobody_reports_of_it(self, circuits: Circuits) -> None:
+        circuits.set(TOPIC, state="half-open", till=1, lost=2)
+        circuits.probe("dead", ends_in_ms=-1, scope=TOPIC)
+        circuits.client.zadd(BASE + "topics", {TOPIC: now_ms()})
+        circuits.reports()
+        assert circuits.get("state", TOPIC) == "open"
+
+    def test_one_that_is_open_loses_no_probes(self, circuits: Circuits) -> None:
+        circuits.set(TOPIC, state="open", till=now_ms() + LATER_MS, lost=3)
+        circuits.client.zadd(BASE + "topics", {TOPIC: now_ms()})
+        circuits.reports()
+        assert circuits.transitions() == []
+
+    def test_what_is_forced_for_a_while_ends_for_it_too(self, circuits: Circuits) -> None:
+        circuits.set(TOPIC, forced="open", forced_till=now_ms() - 1)
+        circuits.client.zadd(BASE + "topics", {TOPIC: now_ms()})
+        circuits.reports()
+        assert (circuits.get("forced", TOPIC), circuits.get("shut", TOPIC)) == ("", "0")
