@@ -1,6 +1,6 @@
-"""The scripts behind `status`, `release` and `trace`, rule by rule.
+"""The scripts behind `status`, `release`, `trace` and `dead-letters redrive`, rule by rule.
 
-They say whose turn it is, what goes back to its list, and where a message is found.
+They say whose turn it is, what goes back to its list, where a message is found, and which dead letters are done.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from kafka_delivery_worker.lease import script
+from kafka_delivery_worker.redrive.done import _script
 
 EVERYTHING = 1_000_000
 
@@ -158,3 +159,28 @@ class TestFind:
                 break
         assert len(seen) == 600
         assert rounds > 10
+
+
+class TestMark:
+    @pytest.fixture(autouse=True)
+    def with_redis(self, redis_client: redis.Redis) -> None:
+        self.client = redis_client
+        self.client.set("lock", "mine")
+
+    def mark(self, token: str, entry: str, **bits: int) -> int:
+        keys = ["lock", "audit", *bits]
+        return int(self.client.eval(_script("mark"), len(keys), *keys, token, entry, 100, *bits.values()))
+
+    def test_each_bit_is_set_in_its_own_map(self) -> None:
+        assert self.mark("mine", "", one=3, two=9) == 1
+        assert [self.client.getbit(name, bit) for name in ("one", "two") for bit in (3, 9)] == [1, 0, 0, 1]
+        assert self.client.exists("audit") == 0
+
+    def test_an_entry_is_written_down(self) -> None:
+        self.mark("mine", "entry", one=3)
+        ((_, fields),) = self.client.xrange("audit")  # type: ignore[misc]
+        assert fields == {b"entry": b"entry"}
+
+    def test_another_holder_of_the_lock_marks_nothing(self) -> None:
+        assert self.mark("other", "entry", one=3) == 0
+        assert self.client.exists("one", "audit") == 0

@@ -55,7 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--line", type=int, metavar="N", help="change line N (default all)")
     add("--sample", type=int, metavar="N", help="run N mutants, chosen at random (default all)")
     add("--seed", type=int, default=1, metavar="S", help="choose the sample by this number (default 1)")
-    add("--survivors", action="store_true", help="run the mutants that survived last time, and those not run yet")
+    add(
+        "--survivors",
+        action="store_true",
+        help="run the unexplained survivors of last time, and what has not been run yet",
+    )
     add("--jobs", type=int, default=2, metavar="N", help="run N mutants at a time (default 2)")
     add("--list", action="store_true", help="show the mutants and run none")
     add("--report", action="store_true", help="show the last results and run none")
@@ -71,7 +75,8 @@ def _chosen(options: argparse.Namespace, root: Path, targets: Sequence[Target], 
             continue
         mutants = [mutant for mutant in target.mutants(root) if options.line in (None, mutant.line)]
         if options.survivors:
-            mutants = [mutant for mutant in mutants if account.outcome(mutant) in (None, "passed")]
+            unexplained = {*account.not_run(mutants), *account.unexplained(mutants)}
+            mutants = [mutant for mutant in mutants if mutant in unexplained]
         work.append((target, mutants))
     valid = set(valid_lua(targets, [mutant for _, mutants in work for mutant in mutants], root))
     if options.sample is not None:

@@ -73,7 +73,7 @@ TARGETS = (
     Target(WORKER + "breaker/admit.lua", CIRCUITS, prelude=CIRCUIT),
     Target(WORKER + "breaker/settle.lua", CIRCUITS, prelude=CIRCUIT),
     Target(WORKER + "breaker/force.lua", CIRCUITS, prelude=CIRCUIT),
-    Target(WORKER + "redrive/mark.lua", ("integration/test_done_offsets.py",)),
+    Target(WORKER + "redrive/mark.lua", (*COMMANDS, "integration/test_done_offsets.py")),
     Target(WORKER + "classify.py", ("unit/test_rules_of_errors.py", "unit/test_classify.py")),
     Target(WORKER + "errors.csv", ("unit/test_docs.py", "unit/test_classify.py")),
     Target(WORKER + "breaker/rules.py", ("unit/test_rules_of_a_local_circuit.py", "integration/test_circuits.py")),
