@@ -408,6 +408,12 @@ class TestDelayed:
         found = worker.claim(1)
         assert (worker.names(found.items), found.next_due) == (["a"], 0)
 
+    @pytest.mark.parametrize(("more", "taken"), [(0, ["a"]), (1, ["a", "b"])])
+    def test_what_is_due_is_bounded_by_bytes(self, worker: Worker, more: int, taken: list[str]) -> None:
+        worker.client.zadd("delayed:q", {message("a"): 1, message("b"): 2})
+        assert worker.names(worker.claim(10, len(message("a")) + more).items) == taken
+        assert worker.client.zcard("delayed:q") == 2 - len(taken)
+
     def test_a_thousand_are_put_aside_by_one_claim(self, worker: Worker) -> None:
         worker.queue(*(message(str(n), eta="2100-01-01T00:00:00+00:00") for n in range(1_500)))
         assert worker.claim(50).status == NOTHING
