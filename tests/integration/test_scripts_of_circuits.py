@@ -312,7 +312,7 @@ class TestReports:
         bucket = now_ms() // self.WIDTH_MS - buckets_ago
         circuits.client.hset(f"{BASE}{CLUSTER}:w", str(bucket % 10), f"{bucket}|0|{fail}")
 
-    @pytest.mark.parametrize(("buckets_ago", "state"), [(8, "open"), (11, "closed")])
+    @pytest.mark.parametrize(("buckets_ago", "state"), [(8, "open"), (11, "closed"), (-5, "closed")])
     def test_what_lies_in_the_window_counts(self, circuits: Circuits, buckets_ago: int, state: str) -> None:
         self.window(circuits, buckets_ago, RULES.min_calls - 1)
         circuits.reports(fail=1)
@@ -409,3 +409,141 @@ class TestReports:
         circuits.client.zadd(BASE + "topics", {TOPIC: now_ms()})
         circuits.reports()
         assert (circuits.get("forced", TOPIC), circuits.get("shut", TOPIC)) == ("", "0")
+
+    @pytest.mark.parametrize(
+        ("counted", "streak"),
+        [
+            ({"fail": 1, "row": 0}, "4"),
+            ({"fail": 1, "row": 1}, "4"),
+            ({"ok": 1, "fail": 1, "row": 1}, "1"),
+            ({"ok": 1, "fail": 1, "row": 0}, "0"),
+            ({"ok": 1}, "0"),
+            ({}, "3"),
+        ],
+    )
+    def test_a_row_of_failures_ends_with_a_success(
+        self, circuits: Circuits, counted: dict[str, Any], streak: str
+    ) -> None:
+        circuits.set(streak=3, streak_at=7, since=now_ms() - LATER_MS)
+        circuits.reports(**counted)
+        assert circuits.get("streak") == streak
+
+    def test_a_row_begins_with_its_first_failure(self, circuits: Circuits) -> None:
+        circuits.reports(fail=1, row=1)
+        assert int(circuits.get("streak_at")) == pytest.approx(now_ms(), abs=LATER_MS)
+        circuits.set(streak=1, streak_at=7)
+        circuits.reports(fail=1, row=1)
+        assert circuits.get("streak_at") == "7"
+
+    def test_what_was_counted_has_an_end(self, circuits: Circuits) -> None:
+        circuits.reports(fail=1)
+        assert circuits.client.pttl(f"{BASE}{CLUSTER}:w") == pytest.approx(2 * RULES.window_ms, rel=0.3)
+        assert circuits.client.ttl(f"{BASE}{CLUSTER}:f") == pytest.approx(7 * 86_400, abs=60)
+
+    @pytest.mark.parametrize(("counted", "failed"), [({"fail": 1}, True), ({"hard": "down"}, True), ({"ok": 1}, False)])
+    def test_a_worker_that_failed_is_noted(self, circuits: Circuits, counted: dict[str, Any], failed: bool) -> None:
+        circuits.client.zadd(BASE + "workers", {"other": now_ms()})
+        circuits.reports(**counted)
+        assert circuits.client.hkeys(f"{BASE}{CLUSTER}:f") == ([b"one"] if failed else [])
+
+    def test_of_another_generation_is_heard_by_a_new_circuit_only(self, circuits: Circuits) -> None:
+        circuits.set(epoch=9)
+        circuits.call("report", json.dumps([Counted(CLUSTER, 8, hard="down")._asdict()]))
+        assert circuits.get("state") == "closed"
+        circuits.client.delete(f"{BASE}{CLUSTER}:st")
+        circuits.call("report", json.dumps([Counted(CLUSTER, 8, hard="down")._asdict()]))
+        assert circuits.get("state") == "open"
+
+    @pytest.mark.parametrize(
+        ("fields", "counted", "state"),
+        [
+            ({}, {"ok": 1}, "closed"),
+            ({"till": 10**13}, {"ok": 1}, "open"),
+            ({"forced": "open"}, {"ok": 1}, "open"),
+            ({"forced": ""}, {"ok": 1}, "open"),
+            ({"epoch": 8}, {"ok": 1}, "open"),
+            ({}, {}, "open"),
+            ({}, {"ok": 1, "fail": 1}, "open"),
+        ],
+    )
+    def test_one_that_nobody_probes_closes_when_records_arrive(
+        self, circuits: Circuits, fields: dict[str, Any], counted: dict[str, Any], state: str
+    ) -> None:
+        circuits.set(**{"state": "open", "till": 1, "forced": "closed", "epoch": 7, **fields})
+        circuits.call("report", json.dumps([Counted(CLUSTER, 7, **counted)._asdict()]))
+        assert circuits.get("state") == state
+
+    @pytest.mark.parametrize(
+        ("fields", "late", "till_is_over"),
+        [
+            ({"state": "open"}, 1, True),
+            ({"state": "open"}, 0, False),
+            ({"state": "half-open"}, 1, False),
+        ],
+    )
+    def test_a_late_arrival_is_worth_a_look_at_once(
+        self, circuits: Circuits, fields: dict[str, Any], late: int, till_is_over: bool
+    ) -> None:
+        circuits.set(till=now_ms() + LATER_MS * 5, **fields)
+        circuits.reports(late=late)
+        assert (int(circuits.get("till")) < now_ms() + LATER_MS) is till_is_over
+
+    @pytest.mark.parametrize(
+        ("cluster", "counted", "state"),
+        [
+            ({"state": "closed", "ok_at": 10**13}, {"fail": 5, "row": 1}, "open"),
+            ({"state": "closed", "ok_at": 1}, {"fail": 5, "row": 1}, "closed"),
+            ({"state": "open", "till": 10**13, "ok_at": 10**13}, {"fail": 5, "row": 1}, "closed"),
+            ({"state": "closed", "ok_at": 1}, {"hard": "silent"}, "open"),
+        ],
+    )
+    def test_a_topic_is_to_blame_only_while_others_succeed(
+        self, circuits: Circuits, cluster: dict[str, Any], counted: dict[str, Any], state: str
+    ) -> None:
+        circuits.set(**cluster)
+        circuits.set(TOPIC, streak=RULES.threshold - 1, streak_at=now_ms() - LATER_MS)
+        circuits.reports_of_topic(**counted)
+        assert circuits.get("state", TOPIC) == state
+
+    @pytest.mark.parametrize(("hard", "silent"), [("silent", "1"), ("", "0")])
+    def test_a_topic_remembers_whether_silence_opened_it(self, circuits: Circuits, hard: str, silent: str) -> None:
+        circuits.set(ok_at=10**13)
+        circuits.set(TOPIC, streak=RULES.threshold - 1, streak_at=now_ms() - LATER_MS)
+        circuits.reports_of_topic(fail=1, row=1, hard=hard)
+        assert (circuits.get("state", TOPIC), circuits.get("silent", TOPIC)) == ("open", silent)
+
+
+class TestRestoring:
+    def restore(self, circuits: Circuits, scope: str = CLUSTER, **known: Any) -> None:
+        """One worker knows more than Redis."""
+        told = [Counted(scope, 99, **known)]
+        if scope != CLUSTER:
+            told.insert(0, Counted(CLUSTER))
+        circuits.call("report", json.dumps([one._asdict() for one in told]))
+
+    @pytest.mark.parametrize(("open_ms", "lasts_ms"), [(LATER_MS * 5, LATER_MS * 5), (10**9, 4_000_000)])
+    def test_an_outage_goes_on(self, circuits: Circuits, open_ms: int, lasts_ms: int) -> None:
+        self.restore(circuits, open_ms=open_ms, trips=3)
+        assert (circuits.get("state"), circuits.get("trips")) == ("open", "3")
+        assert int(circuits.get("till")) - now_ms() == pytest.approx(lasts_ms, abs=LATER_MS)
+
+    @pytest.mark.parametrize(("forced_ms", "ends"), [(LATER_MS * 5, True), (0, False)])
+    def test_what_a_person_forced_goes_on(self, circuits: Circuits, forced_ms: int, ends: bool) -> None:
+        self.restore(circuits, forced="open", forced_ms=forced_ms)
+        assert (circuits.get("state"), circuits.get("forced"), circuits.get("forced_by")) == ("closed", "open", "one")
+        assert (int(circuits.get("forced_till")) > now_ms()) is ends
+        assert circuits.transitions() == [("closed", "forced open")]
+
+    def test_nothing_else_is_news(self, circuits: Circuits) -> None:
+        self.restore(circuits, ok=1)
+        assert (circuits.get("state"), circuits.get("epoch"), circuits.transitions()) == ("closed", "0", [])
+
+    def test_what_redis_knows_better_stays(self, circuits: Circuits) -> None:
+        circuits.set(epoch=100)
+        self.restore(circuits, open_ms=LATER_MS, forced="open")
+        assert (circuits.get("state"), circuits.get("forced"), circuits.transitions()) == ("closed", "", [])
+
+    def test_a_topic_is_known_again(self, circuits: Circuits) -> None:
+        self.restore(circuits, TOPIC, open_ms=LATER_MS, trips=1)
+        assert circuits.client.zrange(BASE + "topics", 0, -1) == [TOPIC.encode()]
+        assert circuits.get("state", TOPIC) == "open"

@@ -21,17 +21,9 @@ from .guards import LEFT_OUT, ROOT, Target
 from .mutant import Mutant
 
 COPIED = (
-    "tasks",
-    "workers",
-    "tests",
-    "benchmarks",
-    "docs",
-    "examples",
-    "deploy",
-    "pyproject.toml",
-    "Makefile",
-    "README.md",
-)
+    "tasks", "workers", "tests", "benchmarks", "docs", "examples", "deploy", "pyproject.toml", "Makefile", "README.md",
+    "CHANGELOG.md", "LICENSE", "Dockerfile", "Procfile", "docker-compose.yml",
+)  # fmt: skip
 CHUNK = 60
 """Mutants that one server of test runs takes, so that all jobs end at about the same time."""
 
