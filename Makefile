@@ -48,6 +48,9 @@ package: $(VENV)/dev ## The wheel: built, in an image too, and tested on every P
 test-stress: $(VENV)/dev ## Three runs of `make test` on a machine that is busy and stands still; ARGS="--seed N"
 	$(BIN)/python tests/stress/stress.py --jobs $(JOBS) $(ARGS)
 
+mutants: $(VENV)/dev ## Delete or turn one rule at a time, and show which no test notices; ARGS="--only claim.lua"
+	$(BIN)/python tests/mutation/mutants.py $(ARGS)
+
 docs: $(VENV)/demo ## Write the pages that are made from the code and from benchmarks/results.json
 	$(BIN)/python docs/generate.py
 

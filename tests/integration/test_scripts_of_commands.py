@@ -1,0 +1,186 @@
+"""The scripts behind `status`, `release`, `trace` and `dead-letters redrive`, rule by rule.
+
+They say whose turn it is, what goes back to its list, where a message is found, and which dead letters are done.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import redis
+
+from kafka_delivery_worker.lease import script
+from kafka_delivery_worker.redrive.done import _script
+
+EVERYTHING = 1_000_000
+
+
+def envelope(name: str, **more: Any) -> str:
+    return json.dumps({"body": "x", "headers": {"id": name}, "properties": {"correlation_id": name}, **more})
+
+
+class TestFronts:
+    def test_the_oldest_of_each_list_is_next(self, redis_client: redis.Redis) -> None:
+        redis_client.lpush("a", envelope("first"), envelope("second"), envelope("third"))
+        redis_client.lpush("b", envelope("other"))
+        assert redis_client.eval(script("fronts"), 3, "a", "b", "empty") == [b"first", b"other", None]
+
+    def test_a_list_that_is_empty_hides_none(self, redis_client: redis.Redis) -> None:
+        redis_client.lpush("b", envelope("other"))
+        assert redis_client.eval(script("fronts"), 2, "empty", "b") == [None, b"other"]
+
+    def test_what_has_no_id_is_there_all_the_same(self, redis_client: redis.Redis) -> None:
+        redis_client.lpush("a", "garbage")
+        assert redis_client.eval(script("fronts"), 1, "a") == [b""]
+
+    def test_an_id_in_the_callers_headers_is_not_taken_for_it(self, redis_client: redis.Redis) -> None:
+        message = {"headers": {"correlation_id": "mine"}, "properties": {"correlation_id": "real"}}
+        redis_client.lpush("a", json.dumps(message))
+        assert redis_client.eval(script("fronts"), 1, "a") == [b"real"]
+
+
+class TestRelease:
+    def test_the_soonest_go_back_behind_what_waits(self, redis_client: redis.Redis) -> None:
+        redis_client.lpush("list", "waits")
+        redis_client.zadd("delayed", {"third": 30, "first": 10, "second": 20})
+        assert redis_client.eval(script("release"), 2, "delayed", "list", 2) == 2
+        assert redis_client.lrange("list", 0, -1) == [b"second", b"first", b"waits"]
+        assert redis_client.zrange("delayed", 0, -1) == [b"third"]
+
+    def test_nothing_is_left_at_the_end(self, redis_client: redis.Redis) -> None:
+        redis_client.zadd("delayed", {"only": 10})
+        assert redis_client.eval(script("release"), 2, "delayed", "list", 5) == 1
+        assert redis_client.eval(script("release"), 2, "delayed", "list", 5) == 0
+        assert redis_client.llen("list") == 1
+
+
+class TestFind:
+    BATCH = '{"task": "kafka_delivery.send_many", "body": "%s"}'
+
+    @pytest.fixture(autouse=True)
+    def with_redis(self, redis_client: redis.Redis) -> None:
+        self.client = redis_client
+
+    def find(
+        self, kind: str, at: str = "0", size: int = EVERYTHING, texts: tuple[str, ...] = ("needle",), *others: str
+    ) -> tuple[str, list[bytes], int, int]:
+        arguments: tuple[str | int, ...] = (kind, at, size, len(texts), *texts, *others)
+        goes_on, found, there, looked = self.client.eval(script("find"), 1, "key", *arguments)
+        return goes_on.decode(), found, there, looked
+
+    def test_in_a_list_the_place_counts_what_is_served_before(self) -> None:
+        self.client.lpush("key", "needle oldest", "hay", "needle newest")
+        found = self.find("list")
+        assert found == ("", [2, b"needle newest", 0, b"needle oldest"], 3, 3)
+
+    def test_in_a_delayed_set_the_place_is_when_it_is_due(self) -> None:
+        self.client.zadd("key", {"needle": 7, "hay": 8, "needles": 9})
+        assert self.find("zset") == ("", [b"9", b"needles", b"7", b"needle"], 3, 3)
+
+    def test_in_a_hash_the_place_is_the_field(self) -> None:
+        self.client.hset("key", mapping={"tag-1": "hay", "tag-2": "needle"})
+        assert self.find("hash") == ("", [b"tag-2", b"needle"], 2, 2)
+
+    @pytest.mark.parametrize("kind", ["list", "zset", "hash"])
+    def test_nothing_is_found_in_nothing(self, kind: str) -> None:
+        assert self.find(kind) == ("", [], 0, 0)
+
+    def test_any_of_the_texts_will_do(self) -> None:
+        self.client.lpush("key", "one", "two", "three")
+        assert self.find("list", texts=("one", "three"))[1] == [2, b"three", 0, b"one"]
+
+    def test_texts_are_no_patterns(self) -> None:
+        self.client.lpush("key", "nxedle")
+        assert self.find("list", texts=("n.edle",))[1] == []
+
+    def test_other_texts_count_in_a_batch_only(self) -> None:
+        self.client.lpush("key", "base64", self.BATCH % "base64")
+        assert self.find("list", "0", EVERYTHING, ("needle",), "first", "base64")[1] == [
+            1,
+            (self.BATCH % "base64").encode(),
+        ]
+        assert self.find("list", "0", EVERYTHING, ("needle",), "base64", "last")[1] == [
+            1,
+            (self.BATCH % "base64").encode(),
+        ]
+
+    def test_a_batch_without_them_is_not_found(self) -> None:
+        self.client.lpush("key", self.BATCH % "hay 1")
+        assert self.find("list", "0", EVERYTHING, ("needle",), "base64")[1] == []
+
+    @pytest.mark.parametrize("kind", ["list", "zset"])
+    def test_it_stops_after_so_many_bytes_and_goes_on_where_it_was(self, kind: str) -> None:
+        for number in range(5):
+            item = f"needle {number} " + "x" * 91
+            if kind == "list":
+                self.client.rpush("key", item)
+            else:
+                self.client.zadd("key", {item: -number})
+        seen: list[bytes] = []
+        at, rounds = "0", 0
+        while at:
+            at, found, there, looked = self.find(kind, at, 150)
+            assert (there, looked) in [(5, 2), (5, 1)]
+            seen += [item[:8] for item in found[1::2]]
+            rounds += 1
+        assert seen == [b"needle %d" % number for number in range(5)]
+        assert rounds == 3
+
+    def test_one_that_is_larger_than_a_slice_is_looked_at_alone(self) -> None:
+        self.client.rpush("key", "needle" + "x" * 500, "needle" + "x" * 500)
+        assert self.find("list", size=10)[0] == "1"
+        assert self.find("list", size=10)[3] == 1
+
+    def test_an_empty_item_does_not_end_it(self) -> None:
+        self.client.rpush("key", "", "needle")
+        assert self.find("list") == ("", [0, b"needle"], 2, 2)
+
+    def test_a_hundred_are_looked_at_by_one_command(self) -> None:
+        self.client.rpush("key", *["x"] * 1_000)
+        before = int(self.client.info("commandstats")["cmdstat_lrange"]["calls"]) if self._asked() else 0
+        self.find("list")
+        assert int(self.client.info("commandstats")["cmdstat_lrange"]["calls"]) - before == 11
+
+    def _asked(self) -> bool:
+        return "cmdstat_lrange" in self.client.info("commandstats")
+
+    def test_a_large_hash_takes_several_rounds(self) -> None:
+        self.client.hset("key", mapping={f"tag-{n}": f"needle {n} " + "x" * 100 for n in range(600)})
+        seen: set[bytes] = set()
+        at, rounds, looked = "0", 0, 0
+        while True:
+            at, found, there, some = self.find("hash", at, 2_000)
+            seen.update(found[::2])
+            rounds, looked = rounds + 1, looked + some
+            assert there == 600
+            if not at:
+                break
+        assert len(seen) == 600
+        assert rounds > 10
+
+
+class TestMark:
+    @pytest.fixture(autouse=True)
+    def with_redis(self, redis_client: redis.Redis) -> None:
+        self.client = redis_client
+        self.client.set("lock", "mine")
+
+    def mark(self, token: str, entry: str, **bits: int) -> int:
+        keys = ["lock", "audit", *bits]
+        return int(self.client.eval(_script("mark"), len(keys), *keys, token, entry, 100, *bits.values()))
+
+    def test_each_bit_is_set_in_its_own_map(self) -> None:
+        assert self.mark("mine", "", one=3, two=9) == 1
+        assert [self.client.getbit(name, bit) for name in ("one", "two") for bit in (3, 9)] == [1, 0, 0, 1]
+        assert self.client.exists("audit") == 0
+
+    def test_an_entry_is_written_down(self) -> None:
+        self.mark("mine", "entry", one=3)
+        ((_, fields),) = self.client.xrange("audit")  # type: ignore[misc]
+        assert fields == {b"entry": b"entry"}
+
+    def test_another_holder_of_the_lock_marks_nothing(self) -> None:
+        assert self.mark("other", "entry", one=3) == 0
+        assert self.client.exists("one", "audit") == 0
