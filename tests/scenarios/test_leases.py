@@ -179,8 +179,7 @@ class TestDeadWorkers:
 
 BUSY = """
     import os, threading, time
-    from operator import gt
-from pathlib import Path
+    from pathlib import Path
     from celery.signals import worker_ready
     from kombu.asynchronous import get_event_loop
     from kafka_delivery_worker import app

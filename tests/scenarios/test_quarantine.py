@@ -246,8 +246,10 @@ def test_what_cannot_be_parked_now_is_not_looked_at_all_the_time(working: Stack)
     """A full Redis lets claims pass, for they make room; parking needs some."""
     used = int(working.redis.info("memory")["used_memory"])
     before = len(working.parked())
-    working.redis.lpush(QUEUE, PAYLOAD)
-    working.redis.config_set("maxmemory", used // 2)
+    with working.redis.pipeline() as pipe:  # at once: a worker that is quick would find room for it
+        pipe.lpush(QUEUE, PAYLOAD)
+        pipe.config_set("maxmemory", used // 2)
+        pipe.execute()
     try:
         with looks(working.redis) as looked:
             # An idle worker claims five times a second; one that looks at it all the time, a thousand times.

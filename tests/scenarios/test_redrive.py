@@ -5,6 +5,7 @@ running it twice, and what will not do is given to a person.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -254,17 +255,17 @@ def test_the_circuit_of_the_topic_that_takes_them_is_waited_for(
     bury(system, topic, 1)
     system.command("breaker", "force-open", "--topic", other, "--reason", "it is repaired", "--for", "1h")
     wait_until(lambda: is_held(other), 60, "the worker to know")
-    known, looks = redrive_run.Redrive._is_known_to_wait, []
+    known, silent_s, looks = redrive_run.Redrive._is_known_to_wait, redrive_run.Redrive._silent_s, []
 
     def _is_known_to_wait(self: Any) -> bool:
         looks.append(known(self))
         if len(looks) == 5:  # outcomes take a moment once it is closed
-            monkeypatch.setattr(redrive_run, "SILENCE_S", 300.0)
+            monkeypatch.setattr(redrive_run.Redrive, "_silent_s", silent_s)
             system.command("breaker", "auto", "--topic", other, "--reason", "it is tried")
         return looks[-1]
 
     monkeypatch.setattr(redrive_run.Redrive, "_is_known_to_wait", _is_known_to_wait)
-    monkeypatch.setattr(redrive_run, "SILENCE_S", 0.0)
+    monkeypatch.setattr(redrive_run.Redrive, "_silent_s", lambda _: math.inf)
     assert redrive(system, topic, "--to", other)["delivered"] == 1
     assert looks[:5] == [True] * 5
 

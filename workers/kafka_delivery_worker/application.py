@@ -166,11 +166,14 @@ def _told_to_stop(how: str = "", **_: Any) -> None:
 
 
 def _process_ends(**_: Any) -> None:
+    # A cold stop may end here without a word before. A thread whose record the client drops now must give its message
+    # back, and not queue another one beside it.
+    engine.stopping.send()
     engine.close()
 
 
 def _worker_ends(**_: Any) -> None:
-    engine.close()
+    _process_ends()
     if settings.current().leases:
         from .transport import process_lease
 
