@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from kafka_delivery import settings
 from kafka_delivery.celery_app import reload
 from kafka_delivery.errors import SettingsError
 from kafka_delivery_worker.cli import main
@@ -32,16 +33,14 @@ def run(arguments: Sequence[str], env: Mapping[str, str], stdin: str | None = No
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)
         before = dict(os.environ)
-        if before != env:
-            _take(env)
+        _take(env)
         try:
             main(arguments)
             code: int | str | None = 0
         except SystemExit as exit:
             code = exit.code
         finally:
-            if before != env:
-                _take(before)
+            _take(before)
     if isinstance(code, str):  # as the interpreter does
         streams[2].write(f"{code}\n")
         code = 1
@@ -50,10 +49,14 @@ def run(arguments: Sequence[str], env: Mapping[str, str], stdin: str | None = No
 
 
 def _take(env: Mapping[str, str]) -> None:
+    """Make this the environment; settings are read from it when they are first needed, as in a new process."""
+    if os.environ == env:
+        return
     os.environ.clear()
     os.environ.update(env)
     with contextlib.suppress(SettingsError):  # the command's own affair: a process of its own has no app to reload
         reload()
+    settings.current.cache_clear()
 
 
 def _written(stream: io.TextIOWrapper) -> str:
