@@ -22,6 +22,7 @@ from hypothesis import settings as profiles
 
 import side_by_side
 from examples import ALL
+from kafka_delivery_worker import embedded
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from servers import (
     KafkaLike,
@@ -80,6 +81,11 @@ def pytest_runtest_makereport(
         started[:] = [worker for worker in started if worker.process.poll() is None]
     return report
 
+
+if (process := os.environ.get("PYTEST_XDIST_WORKER")) is not None:
+    # Processes side by side take ports from ranges of their own, so that none gives away what is down in another.
+    share = int(process.removeprefix("gw")) % 10
+    embedded.PORTS = range(20_000 + 1_000 * share, 21_000 + 1_000 * share)
 
 # A result that is collected after its Redis has gone fails to unsubscribe, at any moment. Where that is within a
 # compile(), showing it compiles too, and Python 3.11 takes that for a fault (SystemError, python/cpython#106905).

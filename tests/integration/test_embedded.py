@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -82,6 +84,19 @@ def test_a_broker_leads_what_it_is_told_to(mock_kafka: MockKafka, client: Client
         assert (partitions[0].leader, partitions[1].leader) == (first, second)
     with pytest.raises(KafkaException):
         mock_kafka.lead(9, "topic")
+
+
+@pytest.mark.parametrize("broker", [2, -1])
+def test_nobody_takes_the_port_of_a_broker_that_is_down(mock_kafka: MockKafka, broker: int) -> None:
+    host, port = mock_kafka.bootstrap_servers.split(",")[1].split(":")
+    mock_kafka.broker_down(broker)
+    with socket.socket() as stranger:
+        assert stranger.connect_ex((host, int(port))) == errno.ECONNREFUSED
+    with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+        stranger.bind((host, int(port)))
+    mock_kafka.broker_up(broker)
+    with socket.create_connection((host, int(port)), timeout=10):
+        pass
 
 
 def test_one_broker_down_stops_its_own_partitions_only(mock_kafka: MockKafka, client: Client) -> None:

@@ -134,8 +134,11 @@ class MockKafka:
         if not self._cluster:
             self._library.rd_kafka_destroy(self._client)
             raise OSError("librdkafka made no mock cluster: no ports or no memory left?")
+        self._held: dict[int, socket.socket] = {}
         # By default the first member of a consumer group waits 3 s for others.
         self._library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
+        places = self.bootstrap_servers.split(",")
+        self._ports = {number: int(place.rpartition(":")[2]) for number, place in enumerate(places, start=1)}
 
     @property
     def bootstrap_servers(self) -> str:
@@ -157,12 +160,19 @@ class MockKafka:
         _check(self._library.rd_kafka_mock_partition_set_leader(self._alive(), topic, partition, broker_id))
 
     def broker_down(self, broker_id: int) -> None:
-        """Drop a broker's connections and refuse new ones. It stays the leader of its partitions."""
+        """Drop a broker's connections and refuse new ones. It keeps its partitions and its port."""
         _check(self._library.rd_kafka_mock_broker_set_down(self._alive(), broker_id))
+        for one in self._meant(broker_id) - self._held.keys():
+            self._held[one] = holder = socket.socket()
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):  # it is taken already, which the broker will say when it comes up
+                holder.bind((_HOST, self._ports[one]))
 
     def broker_up(self, broker_id: int) -> None:
         """Accept connections again; the broker's records are still there."""
         _check(self._library.rd_kafka_mock_broker_set_up(self._alive(), broker_id))
+        for one in self._meant(broker_id) & self._held.keys():
+            self._held.pop(one).close()
 
     def down(self) -> None:
         """All brokers down."""
@@ -199,6 +209,9 @@ class MockKafka:
     def close(self) -> None:
         """End the cluster; its records are gone. A second call does nothing, nor does a call in a fork."""
         cluster, self._cluster = self._cluster, None
+        for holder in self._held.values():
+            holder.close()
+        self._held.clear()
         if cluster and os.getpid() == self._pid:  # a fork has no threads: destroying would wait for them for ever
             self._library.rd_kafka_mock_cluster_destroy(cluster)
             self._library.rd_kafka_destroy(self._client)
@@ -208,6 +221,9 @@ class MockKafka:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _meant(self, broker_id: int) -> set[int]:
+        return set(self._ports) if broker_id == _ALL_BROKERS else {broker_id}
 
     def _alive(self) -> _Pointer:
         if not self._cluster or os.getpid() != self._pid:
@@ -237,17 +253,20 @@ class OrphanGuard:
         self._shell.communicate()
 
 
+PORTS = range(20_000, 30_000)
+"""From which `free_port` takes: below the ranges from which systems take ports for outgoing connections."""
+
 _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port nobody listens on, below the ranges from which systems take ports for outgoing connections.
+    """A port nobody listens on, from `PORTS`.
 
-    From such a range any connection could take the port of a server that is down for a moment. For the same reason no
+    A port of a server that is down for a moment must not be given to another one, and no connection may take it. So no
     port is given twice in a process, whether its first user listens by now or not.
     """
     while True:
-        port = random.randrange(20_000, 30_000)
+        port = random.choice(PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((_HOST, port))
             if port not in _given:
