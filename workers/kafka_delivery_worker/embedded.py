@@ -134,11 +134,8 @@ class MockKafka:
         if not self._cluster:
             self._library.rd_kafka_destroy(self._client)
             raise OSError("librdkafka made no mock cluster: no ports or no memory left?")
-        self._held: dict[int, socket.socket] = {}
         # By default the first member of a consumer group waits 3 s for others.
         self._library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
-        places = self.bootstrap_servers.split(",")
-        self._ports = {number: int(place.rpartition(":")[2]) for number, place in enumerate(places, start=1)}
 
     @property
     def bootstrap_servers(self) -> str:
@@ -162,17 +159,10 @@ class MockKafka:
     def broker_down(self, broker_id: int) -> None:
         """Drop a broker's connections and refuse new ones. It keeps its partitions and its port."""
         _check(self._library.rd_kafka_mock_broker_set_down(self._alive(), broker_id))
-        for one in self._meant(broker_id) - self._held.keys():
-            self._held[one] = holder = socket.socket()
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):  # it is taken already, which the broker will say when it comes up
-                holder.bind((_HOST, self._ports[one]))
 
     def broker_up(self, broker_id: int) -> None:
         """Accept connections again; the broker's records are still there."""
         _check(self._library.rd_kafka_mock_broker_set_up(self._alive(), broker_id))
-        for one in self._meant(broker_id) & self._held.keys():
-            self._held.pop(one).close()
 
     def down(self) -> None:
         """All brokers down."""
@@ -209,9 +199,6 @@ class MockKafka:
     def close(self) -> None:
         """End the cluster; its records are gone. A second call does nothing, nor does a call in a fork."""
         cluster, self._cluster = self._cluster, None
-        for holder in self._held.values():
-            holder.close()
-        self._held.clear()
         if cluster and os.getpid() == self._pid:  # a fork has no threads: destroying would wait for them for ever
             self._library.rd_kafka_mock_cluster_destroy(cluster)
             self._library.rd_kafka_destroy(self._client)
@@ -221,9 +208,6 @@ class MockKafka:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _meant(self, broker_id: int) -> set[int]:
-        return set(self._ports) if broker_id == _ALL_BROKERS else {broker_id}
 
     def _alive(self) -> _Pointer:
         if not self._cluster or os.getpid() != self._pid:
