@@ -398,6 +398,12 @@ class TestReports:
         circuits.reports()
         assert circuits.get("state", TOPIC) == "open"
 
+    @pytest.mark.parametrize("state", ["open", "closed"])
+    def test_the_clusters_loses_no_probes_unless_it_is_half_open(self, circuits: Circuits, state: str) -> None:
+        circuits.set(state=state, till=now_ms() + LATER_MS, lost=3)
+        circuits.reports()
+        assert circuits.transitions() == []
+
     def test_one_that_is_open_loses_no_probes(self, circuits: Circuits) -> None:
         circuits.set(TOPIC, state="open", till=now_ms() + LATER_MS, lost=3)
         circuits.client.zadd(BASE + "topics", {TOPIC: now_ms()})
@@ -521,7 +527,7 @@ class TestRestoring:
             told.insert(0, Counted(CLUSTER))
         circuits.call("report", json.dumps([one._asdict() for one in told]))
 
-    @pytest.mark.parametrize(("open_ms", "lasts_ms"), [(LATER_MS * 5, LATER_MS * 5), (10**9, 4_000_000)])
+    @pytest.mark.parametrize(("open_ms", "lasts_ms"), [(LATER_MS * 5, LATER_MS * 5), (10**9, 4_000_000), (0, 0)])
     def test_an_outage_goes_on(self, circuits: Circuits, open_ms: int, lasts_ms: int) -> None:
         self.restore(circuits, open_ms=open_ms, trips=3)
         assert (circuits.get("state"), circuits.get("trips")) == ("open", "3")
