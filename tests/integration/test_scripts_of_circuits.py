@@ -307,10 +307,25 @@ class TestKeeping:
 class TestReports:
     WIDTH_MS = RULES.window_ms // 10
 
-    def window(self, circuits: Circuits, buckets_ago: int, fail: int) -> None:
-        """Failures that were counted so many tenths of the window ago."""
+    def window(self, circuits: Circuits, buckets_ago: int, fail: int, ok: int = 0, scope: str = CLUSTER) -> None:
+        """Outcomes that were counted so many tenths of the window ago."""
         bucket = now_ms() // self.WIDTH_MS - buckets_ago
-        circuits.client.hset(f"{BASE}{CLUSTER}:w", str(bucket % 10), f"{bucket}|0|{fail}")
+        circuits.client.hset(f"{BASE}{scope}:w", str(bucket % 10), f"{bucket}|{ok}|{fail}")
+
+    @pytest.mark.parametrize(("ok", "state"), [(10, "open"), (11, "closed")])
+    def test_the_rate_itself_is_too_much(self, circuits: Circuits, ok: int, state: str) -> None:
+        assert (RULES.rate, RULES.min_calls) == (0.5, 20)
+        self.window(circuits, 5, fail=9, ok=ok)
+        circuits.reports(fail=1)
+        assert circuits.get("state") == state
+
+    @pytest.mark.parametrize(("streak", "state"), [(1, "open"), (0, "closed")])
+    def test_others_succeed_if_they_have_since_the_row_began(self, circuits: Circuits, streak: int, state: str) -> None:
+        circuits.set(ok_at=now_ms() - LATER_MS)
+        circuits.set(TOPIC, streak=streak, streak_at=now_ms() - 2 * LATER_MS)
+        self.window(circuits, 5, fail=19, scope=TOPIC)
+        circuits.reports_of_topic(fail=1, row=1)
+        assert circuits.get("state", TOPIC) == state
 
     @pytest.mark.parametrize(("buckets_ago", "state"), [(8, "open"), (11, "closed"), (-5, "closed")])
     def test_what_lies_in_the_window_counts(self, circuits: Circuits, buckets_ago: int, state: str) -> None:
