@@ -133,7 +133,8 @@ class Account:
         lines = [
             "# Which rules no test would miss", "",
             "Each mutant is a file with one rule deleted or turned. A mutant that no test notices has survived.",
-            f"This page is written by `{command}`. Last run: {day.isoformat()}.", "",
+            f"`{command}` wrote this page on {day.isoformat()}, from the last result of each mutant.",
+            'Those that were not run since their tests changed are run by `make mutants ARGS="--survivors"`.', "",
             summary(self.tally(mutants)), "",
         ]  # fmt: skip
         for path in dict.fromkeys(mutant.path for mutant in self.survivors(mutants)):

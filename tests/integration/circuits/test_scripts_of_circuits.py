@@ -307,18 +307,33 @@ class TestKeeping:
 class TestReports:
     WIDTH_MS = RULES.window_ms // 10
 
-    def window(self, circuits: Circuits, buckets_ago: int, fail: int) -> None:
-        """Failures that were counted so many tenths of the window ago."""
+    def window(self, circuits: Circuits, buckets_ago: int, fail: int, ok: int = 0, scope: str = CLUSTER) -> None:
+        """Outcomes that were counted so many tenths of the window ago."""
         bucket = now_ms() // self.WIDTH_MS - buckets_ago
-        circuits.client.hset(f"{BASE}{CLUSTER}:w", str(bucket % 10), f"{bucket}|0|{fail}")
+        circuits.client.hset(f"{BASE}{scope}:w", str(bucket % 10), f"{bucket}|{ok}|{fail}")
 
-    @pytest.mark.parametrize(("buckets_ago", "state"), [(8, "open"), (11, "closed"), (-5, "closed")])
+    @pytest.mark.parametrize(("ok", "state"), [(10, "open"), (11, "closed")])
+    def test_the_rate_itself_is_too_much(self, circuits: Circuits, ok: int, state: str) -> None:
+        assert (RULES.rate, RULES.min_calls) == (0.5, 20)
+        self.window(circuits, 5, fail=9, ok=ok)
+        circuits.reports(fail=1)
+        assert circuits.get("state") == state
+
+    @pytest.mark.parametrize(("streak", "state"), [(1, "open"), (0, "closed")])
+    def test_others_succeed_if_they_have_since_the_row_began(self, circuits: Circuits, streak: int, state: str) -> None:
+        circuits.set(ok_at=now_ms() - LATER_MS)
+        circuits.set(TOPIC, streak=streak, streak_at=now_ms() - 2 * LATER_MS)
+        self.window(circuits, 5, fail=19, scope=TOPIC)
+        circuits.reports_of_topic(fail=1, row=1)
+        assert circuits.get("state", TOPIC) == state
+
+    @pytest.mark.parametrize(("buckets_ago", "state"), [(6, "open"), (11, "closed"), (-5, "closed")])
     def test_what_lies_in_the_window_counts(self, circuits: Circuits, buckets_ago: int, state: str) -> None:
         self.window(circuits, buckets_ago, RULES.min_calls - 1)
         circuits.reports(fail=1)
         assert circuits.get("state") == state
 
-    @pytest.mark.parametrize(("before_ms", "state"), [(RULES.window_ms - 5_000, "open"), (LATER_MS * 10, "closed")])
+    @pytest.mark.parametrize(("before_ms", "state"), [(RULES.window_ms // 2, "open"), (LATER_MS * 10, "closed")])
     def test_of_two_workers_both_must_have_failed_of_late(self, circuits: Circuits, before_ms: int, state: str) -> None:
         circuits.client.zadd(BASE + "workers", {"other": now_ms()})
         circuits.client.hset(f"{BASE}{CLUSTER}:f", "other", now_ms() - before_ms)
@@ -397,6 +412,12 @@ class TestReports:
         circuits.client.zadd(BASE + "topics", {TOPIC: now_ms()})
         circuits.reports()
         assert circuits.get("state", TOPIC) == "open"
+
+    @pytest.mark.parametrize("state", ["open", "closed"])
+    def test_the_clusters_loses_no_probes_unless_it_is_half_open(self, circuits: Circuits, state: str) -> None:
+        circuits.set(state=state, till=now_ms() + LATER_MS, lost=3)
+        circuits.reports()
+        assert circuits.transitions() == []
 
     def test_one_that_is_open_loses_no_probes(self, circuits: Circuits) -> None:
         circuits.set(TOPIC, state="open", till=now_ms() + LATER_MS, lost=3)
@@ -521,7 +542,7 @@ class TestRestoring:
             told.insert(0, Counted(CLUSTER))
         circuits.call("report", json.dumps([one._asdict() for one in told]))
 
-    @pytest.mark.parametrize(("open_ms", "lasts_ms"), [(LATER_MS * 5, LATER_MS * 5), (10**9, 4_000_000)])
+    @pytest.mark.parametrize(("open_ms", "lasts_ms"), [(LATER_MS * 5, LATER_MS * 5), (10**9, 4_000_000), (0, 0)])
     def test_an_outage_goes_on(self, circuits: Circuits, open_ms: int, lasts_ms: int) -> None:
         self.restore(circuits, open_ms=open_ms, trips=3)
         assert (circuits.get("state"), circuits.get("trips")) == ("open", "3")
