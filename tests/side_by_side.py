@@ -44,11 +44,12 @@ def order(items: list[pytest.Item]) -> None:
     """Sort the tests of a run by how soon they shall begin, and keep the order within a file."""
     paths = [_path(item.nodeid) for item in items]
     size = Counter(map(group, paths))
+    long = {group(path) for path, item in zip(paths, items, strict=True) if item.get_closest_marker("long")}
 
-    def rank(index: int) -> tuple[int, int, int, str]:
-        path = paths[index]
+    def rank(index: int) -> tuple[bool, int, bool, int, str]:
+        path, name = paths[index], group(paths[index])
         place = FIRST.index(tier(path)) if tier(path) in FIRST else len(FIRST)
-        return group(path) not in SERVERS, place, -size[group(path)], group(path)
+        return name not in SERVERS, place, name not in long, -size[name], name
 
     items[:] = [items[index] for index in sorted(range(len(items)), key=rank)]
 

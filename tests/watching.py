@@ -230,6 +230,15 @@ def other_worker(system: Stack, directory: Path, code: str, *arguments: str, **c
     return worker.wait_ready()
 
 
+def revoke(task_id: str, terminate: bool = False) -> None:
+    """Revoke a task, and wait until a worker has heard it: one that has just started may not listen yet."""
+
+    def heard() -> bool:
+        return bool(app.control.revoke(task_id, terminate=terminate, reply=True, timeout=2, limit=1))
+
+    wait_until(heard, 60, f"a worker to hear that {task_id} is revoked")
+
+
 def emptied(redis_url: str) -> str:
     """Empty the shared Redis for a fixture of a whole module; one that we did not start is left as it is."""
     if os.environ.get("TEST_REDIS", "valkey") in ("valkey", "real"):

@@ -22,6 +22,8 @@ from servers import RealKafka, RealPrometheus, have_prometheus, missing, wait_un
 from stack import stack
 from watching import ALONE, emptied, load
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 TOPIC, SMALL, TINY = "alerts-orders", "alerts-small", "alerts-tiny"
 

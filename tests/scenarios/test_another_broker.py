@@ -27,7 +27,9 @@ from kafka_delivery_worker.parking import Parked, ParkingStore
 from scraping import exporter, scrape
 from servers import RealRabbit, wait_until
 from stack import Stack, Worker, stack
-from watching import ALONE, emptied, other_worker
+from watching import ALONE, emptied, other_worker, revoke
+
+pytestmark = pytest.mark.long
 
 QUEUE, DEAD_LETTER_QUEUE = "kafka-delivery", "kafka-delivery-dlq"
 TOPIC = "elsewhere"
@@ -168,7 +170,7 @@ class TestKept:
         assert wait_stored(system, sent.id).kind == "expired"
 
     def test_revoked(self, system: Stack, working: Worker) -> None:
-        assert app.control.revoke("revoked-first", reply=True, timeout=5, limit=1)
+        revoke("revoked-first")
         send.apply_async((TOPIC, PAYLOAD), {"message_id": "revoked-first"}, countdown=1)
         assert wait_stored(system, "revoked-first").kind == "revoked"
 
@@ -295,7 +297,7 @@ class TestKept:
             system.redis.hset(names.PARKED, "large", json.dumps({"data": "null"}) + " " * 40_000)
             worker = system.worker(*ALONE)
             queue.basic_publish(a_message(b"", application_headers={"id": "undecodable"}), routing_key=QUEUE)
-            app.control.revoke("revoked", reply=True, timeout=5, limit=1)
+            revoke("revoked")
             send.delay(TOPIC, PAYLOAD, message_id="revoked")
             app.send_task(send.name, ("no topic!", PAYLOAD), task_id="invalid", queue=QUEUE, argsrepr="()")
             started = time.monotonic()

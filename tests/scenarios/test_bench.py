@@ -13,6 +13,8 @@ import pytest
 
 from servers import have_real_kafka, have_real_redis, missing
 
+pytestmark = pytest.mark.long
+
 BENCH = Path(__file__).parents[2] / "benchmarks" / "bench.py"
 
 WANTED = {

@@ -20,6 +20,8 @@ from servers import wait_until
 from stack import Stack, Worker, message_id, stack
 from watching import ALONE, emptied, looks
 
+pytestmark = pytest.mark.long
+
 TOPIC = "breaker"
 CIRCUIT = "kafka-delivery:cb:1:{default}:"
 

@@ -14,7 +14,7 @@ from servers import AnotherBroker, RealKafka, have_real_kafka, missing, wait_unt
 from stack import Stack, stack
 from watching import ALONE, emptied, load, opened
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.long, pytest.mark.real]
 
 
 @pytest.fixture

@@ -15,7 +15,10 @@ import pytest
 from servers import RealKafka, RealRedis, wait_until
 from stack import BIN
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"),
+]
 
 
 class Demo:

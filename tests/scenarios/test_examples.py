@@ -29,7 +29,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 PATIENCE_S = 20
 """For a response: less than the 30 s after which gunicorn ends a worker, and far more than any should take."""
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.long, pytest.mark.real]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from servers import wait_until
 from stack import Stack, stack
-from watching import ALONE, bring_forward, emptied, watched_events
+from watching import ALONE, bring_forward, emptied, revoke, watched_events
 
 TOPIC = "revocable"
 PAYLOAD = "secret-payload"
@@ -73,11 +73,6 @@ def wait_inspected(what: str, ids: set[str]) -> list[dict[str, Any]]:
 
     wait_until(there, 60, f"{ids} to be {what}")
     return found  # what was seen then: it may have gone on
-
-
-def revoke(task_id: str, *, terminate: bool = False) -> None:
-    """Tell the worker, and wait for its answer."""
-    assert app.control.revoke(task_id, terminate=terminate, reply=True, timeout=5, limit=1)
 
 
 class TestParked:

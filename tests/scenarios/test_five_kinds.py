@@ -21,6 +21,8 @@ from servers import RealKafka, wait_until
 from stack import BIN, Stack, stack
 from watching import ALONE, emptied
 
+pytestmark = pytest.mark.long
+
 TOPIC = "five-kinds"
 NUMBER = dict(zip(KINDS, (3, 10, 29, 87, -190), strict=True))
 

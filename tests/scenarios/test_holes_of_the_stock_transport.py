@@ -19,6 +19,8 @@ from servers import wait_until
 from stack import Stack, Worker, stack
 from watching import ALONE, emptied, looks
 
+pytestmark = pytest.mark.long
+
 TOPIC = "holes"
 
 LOSES = pytest.mark.xfail(

@@ -25,6 +25,8 @@ from servers import RealRedis, have_real_redis, missing, valkey_binary, wait_unt
 from stack import Stack, Worker, stack
 from watching import ALONE, looks, other_worker
 
+pytestmark = pytest.mark.long
+
 TOPIC = "leased"
 QUEUE = "kafka-delivery"
 LEASE_S = 5

@@ -13,6 +13,8 @@ from servers import RealKafka, have_real_kafka, missing, wait_until
 from stack import Worker, stack
 from watching import ALONE, emptied, load
 
+pytestmark = pytest.mark.long
+
 TOPIC = "outage"
 
 

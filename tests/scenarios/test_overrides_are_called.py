@@ -15,7 +15,7 @@ from kafka_delivery_worker.embedded import MockKafka, Valkey
 from overridden import CLASSES, OVERRIDDEN
 from servers import wait_until
 from stack import stack
-from watching import other_worker
+from watching import other_worker, revoke
 
 SMALL = {"MAX_RECORD_BYTES": 10_000, "PARKED_MAX_BYTES": 40_000}
 
@@ -93,7 +93,7 @@ def test_in_the_life_of_a_worker_each_is_called(tmp_path: Path) -> None:
         stuck = send.delay("t", "stuck")
         inspect_ = app.control.inspect(timeout=30, limit=1)
         wait_until(lambda: stuck.id in str(inspect_.active() or {}), 60, "the send to be active")
-        app.control.revoke(stuck.id, terminate=True, reply=True, timeout=30, limit=1)
+        revoke(stuck.id, terminate=True)
         wait_until(lambda: "LaneRequest.terminate" in calls(), 60, "the revoke")
         assert inspect_.stats()
         before = calls().count("Channel._brpop_start")

@@ -17,6 +17,7 @@ from kafka_delivery_worker.parking import Parked, ParkingStore, fingerprint
 from stack import Stack, stack
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc"),
     pytest.mark.timeout(900),  # a minute; on a busy machine as long as it takes
 ]

@@ -18,7 +18,7 @@ from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import ParkingStore
 from servers import wait_until
 from stack import Stack, Worker, message_id, stack
-from watching import ALONE, emptied, looks, other_worker
+from watching import ALONE, emptied, looks, other_worker, revoke
 
 TOPIC = "room"
 PAYLOAD = "secret-payload"
@@ -71,7 +71,7 @@ def odd(system: Stack) -> set[str]:
     app.send_task(send.name, ("bug", PAYLOAD), task_id="bug", **by_name)
     app.send_task("kafka_delivery.never", (PAYLOAD,), task_id="unknown-task", **by_name)
     send.apply_async((Record(TOPIC, PAYLOAD, message_id="expired"),), expires=-1)
-    app.control.revoke("revoked", reply=True, timeout=5, limit=1)
+    revoke("revoked")
     send.delay(TOPIC, PAYLOAD, message_id="revoked")
     envelope = {
         "body": "e30=",

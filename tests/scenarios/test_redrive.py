@@ -30,7 +30,7 @@ from kafka_delivery_worker.redrive import run as redrive_run
 from letters import bury, command, lag, listed, produce, redrive, wait_listed, waiting
 from servers import wait_until
 from stack import Stack, message_id, stack
-from watching import ALONE, emptied
+from watching import ALONE, emptied, revoke
 
 TOPICS = [f"orders-{n}" for n in range(24)]
 
@@ -284,7 +284,7 @@ def test_topics_that_share_a_dead_letter_topic_keep_apart(system: Stack, topic: 
 
 def test_one_that_was_revoked_before_is_meant_now(system: Stack, topic: str) -> None:
     bury(system, topic, 1)
-    assert app.control.revoke(f"{topic}-0", reply=True, timeout=60, limit=1)
+    revoke(f"{topic}-0")
     assert redrive(system, topic)["delivered"] == 1
 
 

@@ -26,7 +26,7 @@ from servers import RealKafka, wait_until
 from stack import BIN, Stack, stack
 from watching import ALONE, emptied
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.long, pytest.mark.real]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import pytest
 from coming_and_going import come_and_go
 from servers import RealKafka, RealRedis
 
+pytestmark = pytest.mark.long
+
 DURATION_S = 20
 
 

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from kafka_delivery import app, dead_letter, send, send_many
+from kafka_delivery import dead_letter, send, send_many
 from scenarios.in_flight.asking import (
     TOPIC,
     batches,
@@ -25,7 +25,7 @@ from scenarios.in_flight.asking import (
 )
 from servers import wait_until
 from stack import Stack
-from watching import ALONE
+from watching import ALONE, revoke
 
 
 def test_the_number_in_flight_is_bounded_also_after_a_broken_connection(own: Stack) -> None:
@@ -156,7 +156,7 @@ class TestBatches:
         last = send_many.delay([{"topic": TOPIC, "value": "x", "message_id": "last"}])
         own.worker(*ALONE)
         wait_until(lambda: last.id in [each["id"] for each in inspected("reserved")], 60, "the last to wait")
-        app.control.revoke(last.id, reply=True, timeout=5, limit=1)
+        revoke(last.id)
         kafka_of(own).up()
         own.wait_empty()
         assert [(item.id, item.kind) for item in own.parked()] == [(last.id, "revoked")]

@@ -25,7 +25,7 @@ from scenarios.in_flight.asking import (
 )
 from servers import wait_until
 from stack import Stack, stack
-from watching import ALONE, bring_forward, emptied, other_worker, watched_events
+from watching import ALONE, bring_forward, emptied, other_worker, revoke, watched_events
 
 DELAYED = "kafka-delivery:delayed:1:kafka-delivery"
 
@@ -141,7 +141,7 @@ class TestInspect:
         try:
             sent = send.delay(TOPIC, PAYLOAD)
             wait_until(lambda: in_flight() == 1, 60, "the send to be in flight")
-            app.control.revoke(sent.id, terminate=True, reply=True, timeout=5, limit=1)
+            revoke(sent.id, terminate=True)
         finally:
             mock.up()
         idle.wait_for(TOPIC, {sent.id})
