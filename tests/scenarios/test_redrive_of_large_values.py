@@ -15,8 +15,9 @@ from servers import RealKafka
 from stack import BIN, Stack, stack
 from watching import ALONE, emptied
 
+pytestmark = [pytest.mark.long, pytest.mark.real]
 
-@pytest.mark.real
+
 @pytest.mark.timeout(300)
 def test_large_values_take_bounded_memory(redis_url: str, real_kafka: RealKafka) -> None:
     """Sixty of 10 MB are summarised in the memory of ten, and redriven in less than their own size."""
