@@ -1,6 +1,6 @@
 """`send_and_wait()` says where the record is, or why not, or that it is on its way; always in bounded time.
 
-The worker's part, a result in Redis, is played by the test: with real workers see scenarios/test_send_and_wait.py.
+The worker's part, a result in Redis, is played by the test: with real workers see scenarios/test_callbacks.py.
 """
 
 from __future__ import annotations

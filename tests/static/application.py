@@ -1,6 +1,6 @@
 """What an application may write, as its type checker sees it. A line that ends in `# wrong` must be refused.
 
-Read by `unit/test_typing.py`, never run.
+Read by `static/test_typing.py`, never run.
 """
 
 from dataclasses import dataclass

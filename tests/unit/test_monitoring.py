@@ -1,7 +1,7 @@
 """The dashboard and the alerts ask for what there is, and every alert says where to read on.
 
 What there is, is what the catalogue says; that workers and the exporter tell just that is held by
-integration/test_metrics.py.
+scenarios/test_metrics_ports.py and integration/test_metrics_of_the_fleet.py.
 """
 
 from __future__ import annotations
