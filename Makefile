@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n > 4 ? 8 : 2 * n)))
 PYTEST = $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: help demo test test-all test-stress unit scenarios soak short-chaos lint package bench bench-long bench-results chaos \
+.PHONY: help demo test test-all test-stress unit scenarios soak short-soak lint package bench bench-long bench-results chaos \
 	chaos-stock mutants docs captures clean
 
 help: ## What can be made
@@ -21,7 +21,7 @@ demo: $(VENV)/demo ## The whole way of a record on embedded servers, in a minute
 test: $(VENV)/dev ## All that takes seconds: unit, integration, and a scenario for each promise; two minutes on two cores
 	$(PYTEST) -m "smoke or not scenario" $(ARGS)
 
-test-all: lint test scenarios package short-chaos ## All that CI runs
+test-all: lint test scenarios package short-soak ## All that CI runs
 
 unit: $(VENV)/dev ## The tests that need no process and no server
 	$(PYTEST) tests/unit $(ARGS)
@@ -32,8 +32,8 @@ scenarios: $(VENV)/dev ## The other scenarios: worker processes, real servers; t
 soak: $(VENV)/dev ## Everything of minutes, one after the other: outages, two hundred thousand dead letters, short chaos
 	$(BIN)/python -m pytest tests/soak -s $(ARGS)
 
-short-chaos: $(VENV)/dev ## A minute of everything that can go wrong
-	$(BIN)/python -m pytest tests/soak/test_short_chaos.py $(ARGS)
+short-soak: $(VENV)/dev ## A minute of everything that can go wrong, and a short run of the benchmarks, with nothing beside them
+	$(BIN)/python -m pytest tests/soak/test_short_chaos.py tests/soak/test_bench.py $(ARGS)
 
 lint: $(VENV)/dev ## Style, types, and what other people's tools say of our files
 	$(BIN)/ruff check .

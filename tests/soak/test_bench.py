@@ -13,8 +13,6 @@ import pytest
 
 from servers import have_real_kafka, have_real_redis, missing
 
-pytestmark = pytest.mark.long
-
 BENCH = Path(__file__).parents[2] / "benchmarks" / "bench.py"
 
 WANTED = {
