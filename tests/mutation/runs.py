@@ -22,12 +22,16 @@ from .mutant import Mutant
 
 COPIED = (
     "tasks", "workers", "tests", "benchmarks", "docs", "examples", "deploy", "pyproject.toml", "Makefile", "README.md",
-    "CHANGELOG.md", "LICENSE", "Dockerfile", "Procfile", "docker-compose.yml",
+    "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Dockerfile", "Procfile", "docker-compose.yml",
 )  # fmt: skip
 CHUNK = 60
 """Mutants that one server of test runs takes, so that all jobs end at about the same time."""
 
-OPTIONS = ("-q", "-p", "no:cacheprovider", "-m", "not real and not acceptance", "-k", LEFT_OUT)
+OPTIONS = (
+    *("-q", "-p", "no:cacheprovider", "-m", "not real", "-k", LEFT_OUT),
+    # The server has loaded hypothesis before pytest could rewrite its assertions, of which it has none.
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
 REMEMBERED = 8
 """Tests that killed the last mutants of a file, which are run first."""
 
