@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import redis
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic, OffsetSpec  # type: ignore[attr-defined]  # re-exported, not marked as such
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -36,7 +36,7 @@ from kafka_delivery.names import DELAYED, HELD, LEASES, QUEUE
 from kafka_delivery.record import uuid7
 from kafka_delivery.settings import ENV_PREFIX
 from kafka_delivery_worker.embedded import OrphanGuard
-from servers import RealKafka, RealRedis, read_all, wait_until
+from servers import LEADERLESS, RealKafka, RealRedis, read_all, wait_until
 from stack import message_id
 
 HERE = Path(__file__).parent
@@ -196,7 +196,15 @@ class Servers:
         """Records in topics that nothing but idempotent producers wrote to: there, each has an offset."""
         end: Any = OffsetSpec
         places = {TopicPartition(name, part): end.latest() for name in topics for part in range(PARTITIONS)}
-        return sum(int(future.result(10).offset) for future in self.kafka.admin.list_offsets(places).values())
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return sum(int(future.result(10).offset) for future in self.kafka.admin.list_offsets(places).values())
+            except KafkaException as error:
+                # On a busy machine a broker may miss its heartbeats, and lead in a new epoch after that.
+                if error.args[0].code() not in LEADERLESS or time.monotonic() > deadline:
+                    raise
+                self.kafka.admin.list_topics(timeout=10)
 
     def appended(self, topic: str) -> dict[str, int]:
         """The records of a topic, read by a consumer of its own: message id -> timestamp (ms)."""

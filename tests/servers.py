@@ -655,7 +655,9 @@ class Consumed:
     """Milliseconds since the epoch."""
 
 
-_LEADERLESS = (
+LEADERLESS = (
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.OFFSET_NOT_AVAILABLE,
@@ -664,6 +666,7 @@ _LEADERLESS = (
     KafkaError._TIMED_OUT,
     KafkaError._TIMED_OUT_QUEUE,
 )
+"""A partition has no leader for a moment, or another one than the client knows: it asks again."""
 
 
 def _watermarks(consumer: Consumer, partition: TopicPartition, deadline: float) -> tuple[int, int]:
@@ -673,7 +676,7 @@ def _watermarks(consumer: Consumer, partition: TopicPartition, deadline: float) 
             low, high = consumer.get_watermark_offsets(partition, timeout=5)
             return low, high
         except KafkaException as error:
-            if error.args[0].code() not in _LEADERLESS or time.monotonic() > deadline:
+            if error.args[0].code() not in LEADERLESS or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
