@@ -59,7 +59,7 @@ def last(instruction: str) -> str:
 
 
 def command(service: str) -> list[str]:
-    """What a container of the service runs."""
+    """Return the command of a container of the service."""
     argv: list[str] = services()[service].get("command") or json.loads(last("CMD"))
     return argv
 
@@ -121,7 +121,7 @@ def running(argv: list[str], environ: Mapping[str, str], directory: Path) -> Ite
 
 
 def copied() -> Iterator[tuple[str, str]]:
-    """What the Dockerfile copies from the build context, and to where."""
+    """Yield each source in the build context that the Dockerfile copies, and its target."""
     for name, arguments in dockerfile():
         if name == "COPY" and not arguments.startswith("--from="):
             *sources, target = arguments.split()

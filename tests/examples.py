@@ -1,4 +1,4 @@
-"""How many examples hypothesis draws: few by default, all of them in CI or with `--hypothesis-profile=ci`."""
+"""Hypothesis draws few examples by default, and all of them in CI or with `--hypothesis-profile=ci`."""
 
 from __future__ import annotations
 
