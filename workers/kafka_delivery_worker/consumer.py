@@ -13,6 +13,7 @@ from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery import signals
+from celery.concurrency.base import BasePool
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from kafka_delivery import settings
@@ -36,6 +37,18 @@ class Consumer(CeleryConsumer):
         # Celery counts concurrency x multiplier, which is for threads; a pool may hold far more in flight.
         count = max(initial_prefetch_count, getattr(pool, "max_in_flight", 0))
         super().__init__(*args, pool=pool, initial_prefetch_count=count, **kwargs)
+
+    def cancel_active_requests(self) -> None:
+        """What a cold stop does to what runs: the engine gives it back. Threads are not cancelled.
+
+        Only a process can be. For threads Celery's raises in the middle of its signal handler
+        (celery/concurrency/base.py, terminate_job), which then neither stops the pool nor tells anybody.
+        """
+        if type(self.pool).terminate_job is BasePool.terminate_job:
+            engine.hurrying.send()
+            engine.stopping.send()
+        else:
+            super().cancel_active_requests()
 
     celerys_way: Callable[[Any], None]
     """For a message whose lane finds out late that it is none of its own."""

@@ -183,9 +183,6 @@ class TaskPool(ThreadPool):
     def on_stop(self) -> None:
         """Wait for the reports of what is in flight; the event loop does no longer. The engine ends the waiting."""
         self.stopping = True
-        if state.should_terminate:  # a cold shutdown: Celery tells the engine only after this
-            engine.hurrying.send()
-            engine.stopping.send()
         self.executor.shutdown(wait=False, cancel_futures=True)
         deadline = monotonic() + settings.current().shutdown_timeout_s + settings.current().report_timeout_s
         while (self._producer.in_flight or self._busy()) and monotonic() < deadline:

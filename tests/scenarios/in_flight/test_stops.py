@@ -73,7 +73,7 @@ def test_a_cold_stop_does_not_wait_for_kafka(own: Stack) -> None:
     worker = own.worker(*ALONE, SHUTDOWN_TIMEOUT_S=150)
     wait_until(lambda: in_flight() == 50 and len(inspected("active")) == 53, 60, "all to be in flight")
     worker.signal(signal.SIGQUIT)
-    worker.process.wait(60)
+    assert worker.process.wait(60) == 0, "Celery's handler of the signal was left by an exception"
     assert queued(own) == ids
     assert own.redis.llen("kafka-delivery-dlq") == len(letters)
     assert not own.redis.exists("kafka-delivery:deaths:1")
