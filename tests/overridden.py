@@ -36,6 +36,7 @@ OVERRIDDEN = {
         "worker_options= disable_rate_limits= initial_prefetch_count= prefetch_multiplier= **kwargs"
     ),
     "Consumer.create_task_handler": "self promise=",
+    "Consumer.cancel_active_requests": "self",
     "Consumer.on_decode_error": "self message exc",
     "Consumer.on_unknown_message": "self body message",
     "Consumer.on_unknown_task": "self body message exc",
@@ -61,7 +62,6 @@ OVERRIDDEN = {
     ),
     "LaneRequest.delivery_info": "self",
     "LaneRequest.acknowledge": "self",
-    "LaneRequest.cancel": "self pool signal= emit_retry=",
     "LaneRequest.terminate": "self pool signal=",
 }
 

@@ -334,11 +334,8 @@ class LaneRequest(Request):
             self.acknowledged = True
             self._message.ack()
 
-    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """A record in librdkafka's hands cannot be called back; its report decides."""
-
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """As `cancel`."""
+        """Do nothing: a record in librdkafka's hands cannot be called back, and its report decides."""
 
 
 class Announced:
