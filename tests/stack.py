@@ -261,7 +261,9 @@ def leftovers(client: redis.Redis) -> dict[str, int]:
     found: Any = client.eval(_SIZES, 0, "kafka-delivery*", "unacked*")
     counts = {key.decode(): count for key, count in zip(found[::2], found[1::2], strict=True)}
     return {
-        key: count for key, count in counts.items() if key not in KEPT and not key.startswith((CIRCUITS, names.REDRIVE))
+        key: count
+        for key, count in counts.items()
+        if key not in KEPT and not key.startswith((CIRCUITS, names.REDRIVE, names.FAILED, names.PAUSED))
     }
 
 

@@ -2,7 +2,7 @@
 
 Celery acknowledges a message whose task failed, and drops one whose retry could not be published. Both lose records.
 Here a task ends in one of four ways only: it succeeded; it put its record elsewhere and that was confirmed; the
-message goes back to its queue (`Reject(requeue=True)`); or the message is parked with what went wrong.
+message goes back to its queue (`GiveBack`); or the message is parked with what went wrong. `disposition` decides which.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpack, cast, overload
 
-from amqp.exceptions import AMQPError
 from celery.exceptions import Ignore, Reject, Retry
 from celery.states import FAILURE
 from celery.utils.time import get_exponential_backoff_interval
-from kombu.exceptions import EncodeError, KombuError
-from redis.exceptions import OutOfMemoryError, RedisError
+from kombu.exceptions import EncodeError
+from redis.exceptions import OutOfMemoryError
 
 from . import settings
 from .backlog import refuse_if_full
 from .celery_app import app
 from .celery_types import Options, Task
+from .disposition import Asker, Circuit, Move, disposition
 from .errors import (
     BacklogFullError,
     DeliveryError,
@@ -39,6 +39,7 @@ from .errors import (
     RetriableError,
     UnavailableError,
 )
+from .faults import QUEUE_FAULTS
 from .names import DEFERRALS, PROBE, REDRIVES
 from .publisher import is_plain, publish
 from .record import Record, member_id
@@ -53,8 +54,9 @@ log = logging.getLogger("kafka_delivery.task")
 T = TypeVar("T")
 """What a task returns, and a wanted result holds."""
 
-PUBLISH_FAULTS = (KombuError, RedisError, AMQPError, OSError)
-"""What a publish raises when the queue's server is away, refuses or is too slow; anything else is a fault in a call."""
+REQUEUE_PAUSE_S = 2.0
+"""How long a message waits that goes back because something around it refused, in seconds. Without a pause the queue
+would hand it out again at once."""
 
 
 def engine() -> Engine:
@@ -72,11 +74,28 @@ class Deferral(Retry):
         return f"Deferred, no attempt used, {self.humanize()}: {self.exc}"
 
 
+class GiveBack(Reject):
+    """Raised to give a message back to its queue, where it waits before it is handed out again.
+
+    Args:
+        reason: why, in words; it holds no payload.
+        pause_s: how long it waits, in seconds.
+    """
+
+    def __init__(self, reason: str, pause_s: float = 0.0) -> None:
+        super().__init__(reason, requeue=True)
+        self.pause_s = pause_s
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it crosses the pipe of a prefork child
+        return type(self), (self.reason, self.pause_s)
+
+
 class DeliveryTask(Task, Generic[T]):
     """Base of `send`, `send_many` and `dead_letter`."""
 
     abstract = True
     queue_name: str
+    asker = Asker.SEND
     _app = app  # not the current app: that is the application's
     typing = False  # `encode` checks the arguments, and says more than "missing positional argument"
     ignore_result = True
@@ -197,7 +216,7 @@ class DeliveryTask(Task, Generic[T]):
             return cast("Result[Any]", super().apply_async(wire, {}, task_id=task_id, **options))
         except EncodeError:  # a fault in the call, which stays one however often it is repeated
             raise
-        except PUBLISH_FAULTS as error:
+        except QUEUE_FAULTS as error:
             if OutOfMemoryError in (type(error), type(error.__cause__)):
                 raise BacklogFullError(self.message_id_of(task_id), str(error)) from error
             raise EnqueueError(self.message_id_of(task_id), f"{type(error).__name__}: {error}") from error
@@ -207,7 +226,7 @@ class DeliveryTask(Task, Generic[T]):
             # Kombu's, where another thread found the connection broken and took it away.
             raise EnqueueError(self.message_id_of(task_id), "the connection was lost meanwhile") from error
         except RuntimeError as error:  # Celery's, when it cannot subscribe to a wanted result
-            if not isinstance(error.__cause__, PUBLISH_FAULTS):
+            if not isinstance(error.__cause__, QUEUE_FAULTS):
                 raise
             raise EnqueueError(self.message_id_of(task_id), str(error)) from error
 
@@ -244,32 +263,43 @@ class DeliveryTask(Task, Generic[T]):
             self.park_call(error)
             raise
         except Exception as error:
+            self.failed_here(error)
             self.park_call(error)
             unplanned = type(error).__name__
         # Not the error itself: Celery logs its text, which may quote what it choked on.
         raise KafkaDeliveryError(f"parked after an unexpected {unplanned}")
 
+    def failed_here(self, error: Exception) -> None:
+        """Give the message back after a failure that is this process's; return only if it is to be parked.
+
+        Raises:
+            GiveBack: few processes have failed at it yet.
+        """
+        failed = engine().failed_here(self.request.id, error)
+        if self.move(error, processes=failed.processes) is not Move.PARK:
+            self.give_back(error, failed.pause_s)
+
     def park_call(self, error: Exception) -> None:
         try:
             engine().park_call(self.request, error)
         except Exception as fault:  # Redis is away, or no engine could be made: the queue still has the message
-            self.back_to_queue(fault)
+            self.give_back(fault)
+
+    # -- what becomes of a record
+    def move(self, error: Exception, processes: int = 0) -> Move:
+        """What becomes of the record at hand."""
+        topic = error.topic if isinstance(error, DeliveryError) else None
+        return disposition(
+            error,
+            asker=self.asker,
+            attempts=self.request.retries or 0,
+            max_retries=self.max_retries,
+            circuit=Circuit.CLOSED if topic is None else engine().breaker.circuit(topic),
+            stopping=engine().stopping,
+            processes=processes,
+        )
 
     # -- retries
-    def may_retry(self, error: RetriableError) -> bool:
-        """Whether `error` is worth another attempt, or waits for a circuit without using one."""
-        return self.waits(error) or self.has_attempts(error)
-
-    def has_attempts(self, error: RetriableError) -> bool:
-        """Whether attempts are left that `error` is worth."""
-        worth = self.max_retries if error.max_retries is None else min(error.max_retries, self.max_retries)
-        return bool(self.request.retries < worth)
-
-    def waits(self, error: DeliveryError) -> bool:
-        """Whether `error` is what a circuit is open for: while it is, no attempt is used."""
-        passes = error.scope == "cluster" or (error.scope == "topic" and error.max_retries is None)
-        return passes and engine().breaker.is_shut(error.topic)
-
     def pause_before_retry(self, error: RetriableError, retries: int) -> int:
         """Seconds until attempt number `retries` + 2: Celery's backoff, or a long pause where it rarely helps."""
         if error.max_retries is not None:
@@ -293,21 +323,22 @@ class DeliveryTask(Task, Generic[T]):
 
         Raises:
             celery.exceptions.Retry: the next attempt is queued.
-            celery.exceptions.Reject: it could not be queued, or the worker is stopping; with requeue.
+            GiveBack: it could not be queued, the worker is stopping, or the fault is this process's.
         """
-        if engine().stopping:
-            raise Reject(exc, requeue=True)
+        move = self.move(exc)
+        if move in (Move.RETURN, Move.RETURN_AND_PAUSE):
+            self.give_back(exc, 0.0 if move is Move.RETURN else engine().failed_here(None, exc).pause_s)
         wire, _, _ = self.encode(self.request.args, self.request.kwargs, self.request.id)
+        # A circuit may have closed since the body raised: what has no attempt left is deferred all the same.
+        counted = move is Move.RETRY
         try:
-            # The circuit may have closed since `may_retry`: what has no attempt left is tried once more all the same.
-            counted = isinstance(exc, RetriableError) and not self.waits(exc) and self.has_attempts(exc)
             if counted:
                 options["countdown"] = self.pause_before_retry(exc, self.request.retries)
                 again = super().retry(wire, {}, exc=exc, throw=False, **options)
             else:
                 again = self.defer(wire, exc)
         except (Reject, EnqueueError) as fault:
-            self.back_to_queue(fault)
+            self.give_back(fault)
         engine().sent_again("retried" if counted else "deferred", exc, self.request.retries)
         raise again
 
@@ -316,6 +347,12 @@ class DeliveryTask(Task, Generic[T]):
         """Mark of the probe that the message at hand is, see `kafka_delivery_worker.breaker`."""
         mark: str | None = (self.request.headers or {}).get(PROBE)
         return mark
+
+    @property
+    def tag(self) -> str | None:
+        """Delivery tag of the message at hand."""
+        tag: str | None = (self.request.properties or {}).get("delivery_tag")
+        return tag
 
     @property
     def redrives(self) -> int:
@@ -347,7 +384,7 @@ class DeliveryTask(Task, Generic[T]):
         if self.request.errbacks:
             try:
                 self.backend.store_result(self.request.id, error, FAILURE, request=self.request)
-            except PUBLISH_FAULTS as fault:  # the record is safe; the callback will not find its reason
+            except QUEUE_FAULTS as fault:  # the record is safe; the callback will not find its reason
                 log.warning("result.not_stored message_id=%s error=%s", self.request.id, type(fault).__name__)
 
     # -- hand-overs
@@ -359,22 +396,38 @@ class DeliveryTask(Task, Generic[T]):
             why = () if error is None else (error, options.pop("retry_count"), self.redrives)
             task.apply_async((record, *why), **options)
         except EnqueueError as fault:
-            self.back_to_queue(fault)
+            self.give_back(fault)
 
-    def back_to_queue(self, fault: Exception) -> NoReturn:
-        """Return the message, after a pause: the queue hands it out again at once.
+    def give_back(self, fault: Exception, pause_s: float | None = None) -> NoReturn:
+        """Give the message back to its queue.
 
-        Where messages are leased, one that the parking store has no room for makes its pause in Redis, not here.
+        A leased message makes its pause in Redis. Any other makes it here: its queue would hand it out again at once.
+
+        Args:
+            fault: why.
+            pause_s: how long it waits, in seconds; by default what the fault asks for.
 
         Raises:
-            celery.exceptions.Reject: always; with requeue.
+            GiveBack: always.
         """
-        if isinstance(fault, ParkingFullError) and settings.current().leases:
-            raise Reject(fault, requeue=True) from None  # Celery logs whatever is chained, each time
+        pause = pause_of(fault) if pause_s is None else pause_s
         try:
-            engine().pause()
+            if pause and not settings.current().leases:
+                engine().pause(pause)
         finally:
-            raise Reject(fault, requeue=True)
+            raise GiveBack(words_of(fault), pause) from None  # Celery logs whatever is chained, each time
+
+
+def pause_of(fault: Exception) -> float:
+    """Return how long a message waits that goes back because of `fault`, in seconds."""
+    return fault.retry_after if isinstance(fault, ParkingFullError) else REQUEUE_PAUSE_S
+
+
+def words_of(fault: Exception) -> str:
+    """Return what may be said of `fault`. The text of an unplanned error may quote the payload that it choked on."""
+    if isinstance(fault, (KafkaDeliveryError, Reject, *QUEUE_FAULTS)):
+        return f"{type(fault).__name__}: {fault}"
+    return type(fault).__name__
 
 
 def wire_of(record: Record) -> list[Any]:

@@ -11,7 +11,8 @@ from typing import Any
 from uuid import UUID
 
 from .base import DeliveryTask, engine, record_from, wire_of
-from .errors import DeliveryError, InvalidRecordError, RejectedError, RetriableError
+from .disposition import Asker, Move
+from .errors import DeliveryError, InvalidRecordError
 from .names import DEAD_LETTER, DEAD_LETTER_QUEUE
 from .record import Headers, Key, Record, Value
 from .results import Result
@@ -30,6 +31,7 @@ class DeadLetter(DeliveryTask[dict[str, Any]]):
 
     name = DEAD_LETTER
     queue_name = DEAD_LETTER_QUEUE
+    asker = Asker.DEAD_LETTER
 
     def delay(
         self,
@@ -93,18 +95,16 @@ class DeadLetter(DeliveryTask[dict[str, Any]]):
         record, why = self.letter(args, kwargs, self.request.id)
         try:
             return engine().deliver_dead_letter(record, why, self.probe)
-        except RetriableError as error:
-            if self.may_retry(error):
-                raise
-            return self.park(record, why, error)
-        except RejectedError as error:
-            return self.park(record, why, error)
+        except DeliveryError as error:
+            if self.move(error) is Move.PARK:
+                return self.park(record, why, error)
+            raise
 
     def park(self, record: Record, why: dict[str, Any], error: DeliveryError) -> dict[str, Any]:
         try:
             parked = engine().park(record, why, error)
         except Exception as fault:  # Redis is away: the queue still has the message
-            self.back_to_queue(fault)
+            self.give_back(fault)
         return {"outcome": "parked", "message_id": record.id, "topic": record.topic, "parked": parked}
 
 

@@ -20,17 +20,18 @@ from celery.states import FAILURE, PENDING, RETRY, REVOKED, SUCCESS
 from redis.exceptions import OutOfMemoryError
 
 from .backlog import refuse_if_full
-from .base import PUBLISH_FAULTS, DeliveryTask, Refused, batch_from, engine, member_or_raise, record_from, wire_of
+from .base import DeliveryTask, Refused, batch_from, engine, member_or_raise, record_from, wire_of
 from .dead_letters import dead_letter
+from .disposition import Asker, Move
 from .errors import (
     BacklogFullError,
     BulkEnqueueError,
     DeliveryError,
     EnqueueError,
-    RejectedError,
     RetriableError,
     RetriesExhaustedError,
 )
+from .faults import QUEUE_FAULTS
 from .names import DEFERRALS, QUEUE, SEND, SEND_MANY
 from .publisher import envelope, is_plain, write
 from .record import Headers, Key, Record, Value, uuid7
@@ -43,6 +44,10 @@ BULK_BYTES = 1_000_000
 
 BATCH_BYTES = 700_000
 """Of records as JSON in one message of `send_many`: in Redis, where that lies in base64, less than a megabyte."""
+
+
+FATES = {Move.DEAD_LETTER: "dead-lettered", Move.RETRY: "retried", Move.DEFER: "deferred"}
+"""What becomes of a member of a batch, in the words of the batch's result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,7 @@ class Send(DeliveryTask[Delivered]):
                 tried = chunk.records
                 chunk()
                 done, tried = done + tried, 0
-        except (EnqueueError, *PUBLISH_FAULTS) as error:
+        except (EnqueueError, *QUEUE_FAULTS) as error:
             last = done if isinstance(error, BacklogFullError | OutOfMemoryError) else done + tried
             reason = error.reason if isinstance(error, EnqueueError) else f"{type(error).__name__}: {error}"
             raise BulkEnqueueError(ids[:done], ids[done:last], ids[last:], reason) from error
@@ -201,13 +206,11 @@ class Send(DeliveryTask[Delivered]):
         """
         record = record_from(args, kwargs, self.request.id)
         try:
-            return cast("Delivered", engine().deliver(record, self.probe, self.redrives))
-        except RetriableError as error:
-            if self.may_retry(error):
-                raise
-            self.hand_over(record, exhausted(error))
-        except RejectedError as error:
-            self.hand_over(record, error)
+            return cast("Delivered", engine().deliver(record, self.probe, self.redrives, self.tag))
+        except DeliveryError as error:
+            if self.move(error) is Move.DEAD_LETTER:
+                self.hand_over(record, final(error))
+            raise
 
     def hand_over(self, record: Record, error: DeliveryError) -> NoReturn:
         """Give the record to `dead_letter`, and only then fail with `error`, which acknowledges it here."""
@@ -224,6 +227,7 @@ class SendMany(DeliveryTask[list[Fate]]):
 
     name = SEND_MANY
     queue_name = QUEUE
+    asker = Asker.MEMBER
     Strategy = "kafka_delivery_worker.batch_lane:strategy"
 
     def delay(self, records: Iterable[Record | Mapping[str, Any]], *, message_id: str | None = None) -> Result[None]:
@@ -311,7 +315,7 @@ class SendMany(DeliveryTask[list[Fate]]):
         # First what is no record: if it cannot be parked now, the whole batch goes back, and nothing was sent twice.
         parked = iter([self.park_member(member) for member in members if isinstance(member, Refused)])
         records = [member for member in members if isinstance(member, Record)]
-        outcomes = iter(engine().deliver_many(records, self.request.id, self.probe))
+        outcomes = iter(engine().deliver_many(records, self.tag, self.probe))
         return [
             cast("Fate", self.fate(member, next(outcomes)) if isinstance(member, Record) else next(parked))
             for member in members
@@ -321,7 +325,7 @@ class SendMany(DeliveryTask[list[Fate]]):
         try:
             engine().park_call(refused.as_call(SEND), refused.error)
         except Exception as fault:  # Redis is away: the queue still has the batch
-            self.back_to_queue(fault)
+            self.give_back(fault)
         return {"outcome": "parked", "message_id": refused.id, "topic": None, "error": type(refused.error).__name__}
 
     def message_id_of(self, task_id: str) -> str:
@@ -330,16 +334,16 @@ class SendMany(DeliveryTask[list[Fate]]):
     def fate(self, record: Record, outcome: dict[str, Any] | DeliveryError) -> dict[str, Any]:
         if isinstance(outcome, dict):
             return {"outcome": "delivered", **outcome}
-        if isinstance(outcome, RetriableError):
-            fate = "retried"
-            self.publish(send, record, retries=1, countdown=self.pause_before_retry(outcome, retries=0))
-        elif isinstance(outcome, RejectedError):
-            fate = "dead-lettered"
-            self.publish(dead_letter, record, error=outcome, retry_count=0)
+        move = self.move(outcome)
+        if move is Move.DEAD_LETTER:
+            self.publish(dead_letter, record, error=final(outcome), retry_count=0)
+        elif move is Move.RETRY:
+            pause = self.pause_before_retry(cast("RetriableError", outcome), retries=0)
+            self.publish(send, record, retries=1, countdown=pause)
         else:
-            fate = "deferred"
             self.publish(send, record, countdown=self.pause_before_resend(0, record.topic), headers={DEFERRALS: 1})
-        if fate != "dead-lettered":  # that is counted when it is true
+        fate = FATES[move]
+        if move is not Move.DEAD_LETTER:  # that is counted when it is true
             engine().sent_again(fate, outcome, retries=0)
         return {"outcome": fate, "message_id": record.id, "topic": record.topic, "error": outcome.name}
 
@@ -379,8 +383,10 @@ def _parts(records: list[Record]) -> Iterator[list[Record]]:
     yield part
 
 
-def exhausted(error: RetriableError) -> RetriesExhaustedError:
-    """What a retriable error becomes when its retries are used up."""
+def final(error: DeliveryError) -> DeliveryError:
+    """Return the error that a dead letter names. A retriable one has used up its retries by then."""
+    if not isinstance(error, RetriableError):
+        return error
     left = RetriesExhaustedError(
         f"{error.problem}; still so after all retries",
         error.topic,

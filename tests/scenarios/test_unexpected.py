@@ -1,5 +1,6 @@
-"""A bug of ours loses no record: what fails in a way that nobody planned is parked with the place of the fault and
-without its text, which may quote a payload; and if it cannot be parked, it stays in the queue.
+"""A bug of ours loses no record, and is not charged to one: what fails in a way that nobody planned goes back to its
+queue, and is parked only when several processes failed at it, with the place of the fault and without its text, which
+may quote a payload. If it cannot be parked, it stays in the queue.
 """
 
 from __future__ import annotations
@@ -14,12 +15,21 @@ from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from servers import wait_until
 from stack import Stack, stack
-from watching import emptied, other_worker, watched_events
+from watching import ALONE, emptied, other_worker, watched_events
 
 TOPIC = "unexpected"
 PAYLOAD = "secret-payload"
 
-FAULTY = """
+QUICK = """
+    from kafka_delivery_worker import failures, standstill
+
+    failures.REQUEUE_PAUSE_S = failures.LONGEST_PAUSE_S = 0.1
+    standstill.FIRST_PAUSE_S = standstill.LONGEST_PAUSE_S = 0.2
+"""
+
+FAULTY = (
+    QUICK
+    + """
     from kafka_delivery_worker import app, batch_lane, engine, lane, parking
 
     def broken(self, *args, **kwargs):
@@ -28,11 +38,13 @@ FAULTY = """
     engine.Engine.deliver = engine.Engine.deliver_many = engine.Engine.deliver_dead_letter = broken
     lane.Lane.take = batch_lane.BatchLane.take = lambda self, message: False  # every send goes through its task
 """
+)
 
 FAULTY_AND_UNABLE_TO_PARK = (
     FAULTY
     + """
     import pathlib
+    from kafka_delivery import base
 
     park = parking.ParkingStore.park
 
@@ -42,7 +54,7 @@ FAULTY_AND_UNABLE_TO_PARK = (
         return park(self, item)
 
     parking.ParkingStore.park = unable
-    engine.REQUEUE_PAUSE_S = 0.3
+    base.REQUEUE_PAUSE_S = 0.3
 """
 )
 
@@ -71,9 +83,14 @@ def wait_stored(system: Stack, item_id: str) -> Parked:
     return item
 
 
-@pytest.mark.parametrize("pool", [(), ("-P", "prefork", "-c", "2")], ids=["in-flight", "prefork"])
-def test_it_is_parked_with_the_place_and_without_the_text(system: Stack, tmp_path: Path, pool: tuple[str, ...]) -> None:
-    worker = other_worker(system, tmp_path, FAULTY, "-E", *pool)
+@pytest.mark.parametrize(
+    ("workers", "pool"), [(3, ()), (2, ("-P", "prefork", "-c", "2"))], ids=["in-flight", "prefork"]
+)
+def test_several_processes_fail_at_it_and_it_is_parked_without_its_text(
+    system: Stack, tmp_path: Path, workers: int, pool: tuple[str, ...]
+) -> None:
+    for _ in range(workers):
+        other_worker(system, tmp_path, FAULTY, "-E", *pool)
     record = Record(TOPIC, PAYLOAD, "k", {"h": "v"}, message_id="single")
     with watched_events() as events:
         send.apply_async((record,))
@@ -95,20 +112,38 @@ def test_it_is_parked_with_the_place_and_without_the_text(system: Stack, tmp_pat
     assert (whole.kind, whole.content) == ("bug", "call")
     assert [item.id for item in system.parked() if PAYLOAD in item.error_message] == []
     seen = {
-        "the worker's log": worker.log,
+        "the workers' logs": "".join(worker.log for worker in system.workers),
         "task events": str(events.all),
         "results": str([system.redis.get(key) for key in system.redis.scan_iter("celery-task-meta-*")]),
     }
     assert [place for place, text in seen.items() if PAYLOAD in text] == []
 
 
+def test_one_process_alone_blames_no_record(system: Stack, tmp_path: Path) -> None:
+    """Its host may be what is broken. A process that is well delivers it."""
+    broken = other_worker(system, tmp_path, FAULTY)
+    ids = {send.delay(TOPIC, PAYLOAD).id for _ in range(5)}
+    wait_until(lambda: "process.paused" in broken.log, 60, "the process to pause itself")
+    wait_until(lambda: broken.log.count("record.failed_here") >= 10, 60, "many failures")
+    assert (system.parked(), system.ids(TOPIC), system.waiting) == ([], [], 5)
+    system.worker(*ALONE)
+    system.wait_for(TOPIC, ids)
+    system.wait_empty()
+    assert system.parked() == []
+
+
 def test_what_cannot_be_parked_stays_in_the_queue(system: Stack, tmp_path: Path) -> None:
     flag = tmp_path / "may-park"
-    worker = other_worker(system, tmp_path, FAULTY_AND_UNABLE_TO_PARK.replace("FLAG", repr(str(flag))))
+    for _ in range(3):
+        other_worker(system, tmp_path, FAULTY_AND_UNABLE_TO_PARK.replace("FLAG", repr(str(flag))))
     send.delay(TOPIC, PAYLOAD, message_id="single")
     letter = dead_letter.delay(TOPIC, PAYLOAD, message_id="letter")
+
+    def rounds(task_id: str) -> int:
+        return sum(worker.log.count(f"[{task_id}] received") for worker in system.workers)
+
     # It comes back, again and again, with a pause, and is never gone in between.
-    wait_until(lambda: min(worker.log.count(f"[{i}] received") for i in ("single", letter.id)) >= 3, 60, "three rounds")
+    wait_until(lambda: min(rounds("single"), rounds(letter.id)) >= 8, 60, "eight rounds")
     assert system.waiting == 2
     assert system.parked() == []
 

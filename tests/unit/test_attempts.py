@@ -10,12 +10,11 @@ import pytest
 from celery.exceptions import Retry
 
 from kafka_delivery import Record, base, send
-from kafka_delivery.errors import RetriableError, UnavailableError
+from kafka_delivery.disposition import Circuit, Move
+from kafka_delivery.errors import RetriableError
 
 TOPICS = RetriableError("too few replicas", "orders", "m", 19, "NOT_ENOUGH_REPLICAS", "topic")
 RARE = RetriableError("no such topic", "orders", "m", 3, "UNKNOWN_TOPIC_OR_PART", "topic", 2)
-RECORDS = RetriableError("another of the batch", "orders", "m", -138, "_INVALID_DIFFERENT_RECORD", "record")
-CLUSTERS = UnavailableError("no broker", "orders", "m", -195, "_TRANSPORT", "cluster")
 
 
 class Worker:
@@ -25,7 +24,9 @@ class Worker:
         self.shut = False
         self.told: list[str] = []
         self.stopping = False
-        self.breaker = SimpleNamespace(is_shut=lambda topic: self.shut, retry_after=lambda topic: 1.0)
+        self.breaker = SimpleNamespace(
+            circuit=lambda topic: Circuit.CLUSTER if self.shut else Circuit.CLOSED, retry_after=lambda topic: 1.0
+        )
 
     def sent_again(self, outcome: str, error: Any, retries: int) -> None:
         self.told.append(outcome)
@@ -45,24 +46,17 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     task.pop_request()
 
 
-@pytest.mark.parametrize(("error", "waits"), [(TOPICS, True), (CLUSTERS, True), (RARE, False), (RECORDS, False)])
-def test_no_attempt_is_used_for_what_a_circuit_is_open_for(worker: Worker, error: Any, waits: bool) -> None:
-    assert not send.waits(error)
-    worker.shut = True
-    assert send.waits(error) is waits
-
-
 def test_the_last_attempt_is_not_the_last_one_while_the_circuit_is_open(worker: Worker) -> None:
-    assert not send.may_retry(TOPICS)
+    assert send.move(TOPICS) is Move.DEAD_LETTER
     worker.shut = True
-    assert send.may_retry(TOPICS)
-    assert not send.may_retry(RARE)
+    assert send.move(TOPICS) is Move.DEFER
+    assert send.move(RARE) is Move.DEAD_LETTER
 
 
 def test_a_circuit_that_closes_in_between_costs_no_record(worker: Worker) -> None:
     """Celery's own retry would raise the error, and the message would be acknowledged."""
     worker.shut = True
-    assert send.may_retry(TOPICS)
+    assert send.move(TOPICS) is Move.DEFER
     worker.shut = False
     with pytest.raises(Retry):
         send.retry(exc=TOPICS)

@@ -5,6 +5,7 @@ The engine, Celery's own retry and the queue are stand-ins that note what they a
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,9 +16,10 @@ import pytest
 from celery.exceptions import Ignore, Reject, Retry
 
 from kafka_delivery import base, delivery, settings
-from kafka_delivery.base import Deferral
+from kafka_delivery.base import REQUEUE_PAUSE_S, Deferral, GiveBack, words_of
 from kafka_delivery.dead_letters import dead_letter
-from kafka_delivery.delivery import exhausted, send, send_many
+from kafka_delivery.delivery import final, send, send_many
+from kafka_delivery.disposition import Circuit
 from kafka_delivery.errors import (
     DeliveryError,
     EnqueueError,
@@ -33,6 +35,7 @@ from kafka_delivery.errors import (
 )
 from kafka_delivery.names import DEFERRALS, PROBE, REDRIVES
 from kafka_delivery.record import Record
+from kafka_delivery_worker.failures import Failed
 
 FULL = RetriableError("too few replicas", "orders", "m", 19, "NOT_ENOUGH_REPLICAS", "topic")
 FEW = RetriableError("no such topic", "orders", "m", 3, "UNKNOWN_TOPIC_OR_PART", "topic", 2)
@@ -63,17 +66,24 @@ class Engine:
         self.outcomes: list[Any] = []
         self.fault: Exception | None = None
         self.breaker = SimpleNamespace(
-            is_shut=lambda topic: topic in self.shut, retry_after=lambda topic: self.retry_after
+            is_shut=lambda topic: topic in self.shut,
+            retry_after=lambda topic: self.retry_after,
+            circuit=lambda topic: Circuit.TOPIC if topic in self.shut else Circuit.CLOSED,
         )
+        self.processes = 0
 
-    def deliver(self, record: Record, probe: str | None, redrives: int) -> Any:
-        self.told.append(("deliver", record.id, probe, redrives))
+    def failed_here(self, message_id: str | None, error: Exception) -> Failed:
+        self.told.append(("failed here", message_id, type(error).__name__))
+        return Failed(self.processes, 4.0)
+
+    def deliver(self, record: Record, probe: str | None, redrives: int, tag: str | None) -> Any:
+        self.told.append(("deliver", record.id, probe, redrives, tag))
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
 
-    def deliver_many(self, records: list[Record], task_id: str, probe: str | None) -> list[Any]:
-        self.told.append(("deliver_many", [record.id for record in records], task_id, probe))
+    def deliver_many(self, records: list[Record], tag: str | None, probe: str | None) -> list[Any]:
+        self.told.append(("deliver_many", [record.id for record in records], tag, probe))
         return self.outcomes
 
     def park_call(self, request: Any, error: Exception) -> None:
@@ -84,8 +94,8 @@ class Engine:
     def sent_again(self, outcome: str, error: Any, retries: int) -> None:
         self.told.append((outcome, error, retries))
 
-    def pause(self) -> None:
-        self.told.append("pause")
+    def pause(self, seconds: float) -> None:
+        self.told.append(("pause", seconds))
 
 
 @pytest.fixture
@@ -104,7 +114,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> None:
 def configure(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     values: dict[str, Any] = {
         "max_retries": 5, "retry_backoff_s": 2, "retry_backoff_max_s": 60, "retry_jitter": False,
-        "few_backoff_s": 30, "defer_s": 3, "defer_max_s": 20, **changes,
+        "few_backoff_s": 30, "defer_s": 3, "defer_max_s": 20, "transport": "celery", **changes,
     }  # fmt: skip
     made = replace(settings.Settings(), **values)
     monkeypatch.setattr(settings, "current", lambda: made)
@@ -127,44 +137,6 @@ def request_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield push
     for _ in range(pushed):
         SEND.pop_request()
-
-
-class TestAttempts:
-    @pytest.mark.parametrize(("error", "budget"), [(FULL, 5), (FEW, 2)])
-    def test_are_as_many_as_the_error_is_worth(self, engine: Engine, request_of: Any, error: Any, budget: int) -> None:
-        request = request_of(retries=budget - 1)
-        assert send.has_attempts(error)
-        assert send.may_retry(error)
-        request.retries = budget
-        assert not send.has_attempts(error)
-        assert not send.may_retry(error)
-
-    def test_are_never_more_than_the_setting_allows(
-        self, engine: Engine, request_of: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        configure(monkeypatch, max_retries=1)
-        request_of(retries=1)
-        assert not send.has_attempts(FEW)
-
-    def test_are_not_needed_while_a_circuit_is_open(self, engine: Engine, request_of: Any) -> None:
-        request_of(retries=5)
-        engine.shut = {"orders"}
-        assert send.may_retry(FULL)
-        assert not send.may_retry(FEW)
-
-    @pytest.mark.parametrize(
-        ("error", "waits"),
-        [(FULL, True), (FEW, False), (HELD, True), (CLIENTS, False), (REJECTED, False)],
-    )
-    def test_waiting_is_for_what_the_circuit_is_open_for(
-        self, engine: Engine, request_of: Any, error: Any, waits: bool
-    ) -> None:
-        request_of()
-        assert not send.waits(error)
-        engine.shut = {"payments"}
-        assert not send.waits(error)
-        engine.shut = {"orders"}
-        assert send.waits(error) is waits
 
 
 class TestPauses:
@@ -228,9 +200,7 @@ class TestRetry:
         assert call["args"][0][2] == "orders"
         assert engine.told == [("retried", FULL, 2)]
 
-    @pytest.mark.parametrize(
-        ("error", "retries", "shut"), [(HELD, 0, set()), (CLIENTS, 0, set()), (FULL, 5, set()), (FULL, 0, {"orders"})]
-    )
+    @pytest.mark.parametrize(("error", "retries", "shut"), [(HELD, 0, set()), (FULL, 5, set()), (FULL, 0, {"orders"})])
     def test_uses_none_for_what_is_nobodys_fault(
         self, engine: Engine, request_of: Any, error: Any, retries: int, shut: set[str]
     ) -> None:
@@ -244,10 +214,18 @@ class TestRetry:
     def test_in_a_worker_that_stops_gives_the_message_back(self, engine: Engine, request_of: Any) -> None:
         request_of()
         engine.stopping = True
-        with pytest.raises(Reject) as caught:
+        with pytest.raises(GiveBack) as caught:
             send.retry(exc=FULL)
-        assert (caught.value.requeue, caught.value.reason) == (True, FULL)
+        assert (caught.value.requeue, caught.value.reason, caught.value.pause_s) == (True, words_of(FULL), 0.0)
         assert engine.told == []
+
+    def test_for_this_process_gives_the_message_back_with_a_pause(self, engine: Engine, request_of: Any) -> None:
+        request_of()
+        with pytest.raises(GiveBack) as caught:
+            send.retry(exc=CLIENTS)
+        assert (caught.value.requeue, caught.value.pause_s) == (True, 4.0)
+        assert engine.told == [("failed here", None, "ProducerError"), ("pause", 4.0)]
+        assert (self.retried, self.deferred) == ([], [])
 
     @pytest.mark.parametrize("error", [FULL, HELD])
     @pytest.mark.parametrize("fault", [Reject("not published", requeue=False), EnqueueError("m", "Redis is away")])
@@ -259,7 +237,7 @@ class TestRetry:
         with pytest.raises(Reject) as caught:
             send.retry(exc=error)
         assert caught.value.requeue is True
-        assert engine.told == ["pause"]
+        assert engine.told == [("pause", REQUEUE_PAUSE_S)]
 
 
 class TestDeferral:
@@ -340,30 +318,36 @@ class TestFinalErrors:
         assert len(self.stored) == 1
 
 
-class TestBackToTheQueue:
-    @pytest.mark.parametrize(("transport", "pauses"), [("leased", []), ("celery", ["pause"])])
-    def test_what_has_no_room_pauses_in_redis(
-        self, engine: Engine, monkeypatch: pytest.MonkeyPatch, transport: str, pauses: list[str]
+class TestGivingBack:
+    @pytest.mark.parametrize(("transport", "pauses"), [("leased", []), ("celery", [("pause", 5)])])
+    def test_a_leased_message_makes_its_pause_in_redis(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch, transport: str, pauses: list[Any]
     ) -> None:
         configure(monkeypatch, transport=transport)
         full = ParkingFullError(1_000, 5)
-        with pytest.raises(Reject) as caught:
-            send.back_to_queue(full)
-        assert (caught.value.requeue, caught.value.reason) == (True, full)
+        with pytest.raises(GiveBack) as caught:
+            send.give_back(full)
+        assert (caught.value.requeue, caught.value.pause_s) == (True, 5)
         assert engine.told == pauses
 
-    def test_anything_else_pauses_in_the_worker(self, engine: Engine) -> None:
-        fault = OSError()
-        with pytest.raises(Reject) as caught:
-            send.back_to_queue(fault)
-        assert (caught.value.requeue, caught.value.reason) == (True, fault)
-        assert engine.told == ["pause"]
+    @pytest.mark.parametrize(
+        ("fault", "said"),
+        [(OSError("no route"), "OSError: no route"), (ValueError("hunter2"), "ValueError")],
+    )
+    def test_it_quotes_nothing_that_nobody_planned(self, engine: Engine, fault: Exception, said: str) -> None:
+        with pytest.raises(GiveBack) as caught:
+            send.give_back(fault)
+        assert (caught.value.reason, caught.value.pause_s) == (said, REQUEUE_PAUSE_S)
+        assert caught.value.__suppress_context__
 
     def test_a_pause_that_fails_changes_nothing(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engine, "pause", lambda: 1 / 0)
-        with pytest.raises(Reject) as caught:
-            send.back_to_queue(OSError())
-        assert caught.value.requeue is True
+        monkeypatch.setattr(engine, "pause", lambda seconds: 1 / 0)
+        with pytest.raises(GiveBack):
+            send.give_back(OSError())
+
+    def test_it_crosses_a_pipe(self) -> None:
+        found = pickle.loads(pickle.dumps(GiveBack("why", 2.5)))
+        assert (type(found), found.reason, found.requeue, found.pause_s) == (GiveBack, "why", True, 2.5)
 
 
 class TestCall:
@@ -403,23 +387,34 @@ class TestCall:
             send()
         assert engine.told == [("park", "m", "InvalidRecordError")]
 
-    def test_of_what_nobody_planned_parks_it_and_quotes_nothing(self, engine: Engine, request_of: Any) -> None:
+    def test_that_fails_here_goes_back_until_several_processes_failed(self, engine: Engine, request_of: Any) -> None:
         request_of()
         self.outcome = ValueError("hunter2")
+        engine.processes = 2
+        with pytest.raises(GiveBack) as caught:
+            send()
+        assert (caught.value.reason, caught.value.pause_s) == ("ValueError", 4.0)
+        assert engine.told == [("failed here", "m", "ValueError"), ("pause", 4.0)]
+
+    def test_that_fails_in_several_processes_is_parked_and_quotes_nothing(
+        self, engine: Engine, request_of: Any
+    ) -> None:
+        request_of()
+        self.outcome = ValueError("hunter2")
+        engine.processes = 3
         with pytest.raises(KafkaDeliveryError, match=r"^parked after an unexpected ValueError$") as caught:
             send()
         assert caught.value.__context__ is None
-        assert engine.told == [("park", "m", "ValueError")]
+        assert engine.told == [("failed here", "m", "ValueError"), ("park", "m", "ValueError")]
 
     @pytest.mark.parametrize("error", [ValueError(), InvalidRecordError("topic", "is empty", "m")])
     def test_that_cannot_be_parked_goes_back(self, engine: Engine, request_of: Any, error: Exception) -> None:
         request_of()
         self.outcome = error
-        engine.fault = OSError()
-        with pytest.raises(Reject) as caught:
+        engine.fault, engine.processes = OSError(), 3
+        with pytest.raises(GiveBack):
             send()
-        assert caught.value.requeue is True
-        assert engine.told == ["pause"]
+        assert engine.told[-1] == ("pause", REQUEUE_PAUSE_S)
 
 
 @pytest.fixture
@@ -440,9 +435,9 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 class TestSend:
     def test_is_delivered(self, engine: Engine, request_of: Any) -> None:
-        request = request_of(headers={PROBE: "cluster|t", REDRIVES: 3})
+        request = request_of(headers={PROBE: "cluster|t", REDRIVES: 3}, properties={"delivery_tag": "tag"})
         assert body(send)(*request.args) == engine.outcome
-        assert engine.told == [("deliver", "m", "cluster|t", 3)]
+        assert engine.told == [("deliver", "m", "cluster|t", 3, "tag")]
 
     @pytest.mark.parametrize("error", [FULL, HELD, CLIENTS])
     def test_is_tried_again(self, engine: Engine, request_of: Any, published: list[Any], error: DeliveryError) -> None:
@@ -490,7 +485,7 @@ class TestSend:
         assert caught.value.requeue is True
 
     def test_that_is_exhausted_says_what_the_last_error_was(self) -> None:
-        found = exhausted(FULL)
+        found = final(FULL)
         assert found.problem == "too few replicas; still so after all retries"
         assert (found.topic, found.message_id, found.code, found.name, found.scope) == (
             "orders", "m", 19, "NOT_ENOUGH_REPLICAS", "topic",
@@ -506,13 +501,19 @@ class TestBatch:
 
     def test_each_record_has_its_own_fate(self, engine: Engine, published: list[Any]) -> None:
         send_many._get_app()
-        BATCH.push_request(id="batch", retries=0, called_directly=False, headers={PROBE: "cluster|t"})
+        BATCH.push_request(
+            id="batch",
+            retries=0,
+            called_directly=False,
+            headers={PROBE: "cluster|t"},
+            properties={"delivery_tag": "tag"},
+        )
         engine.outcomes = [self.DELIVERED, FULL, FEW, REJECTED, HELD, CLIENTS]
         try:
             fates = body(send_many)(self.wires(*"abcdef"))
         finally:
             BATCH.pop_request()
-        assert engine.told[0] == ("deliver_many", list("abcdef"), "batch", "cluster|t")
+        assert engine.told[0] == ("deliver_many", list("abcdef"), "tag", "cluster|t")
         assert fates[0] == {"outcome": "delivered", **self.DELIVERED}
         assert fates[3] == {
             "outcome": "dead-lettered", "message_id": "d", "topic": "orders", "error": "MSG_SIZE_TOO_LARGE",
@@ -557,4 +558,4 @@ class TestBatch:
         finally:
             BATCH.pop_request()
         assert caught.value.requeue is True
-        assert engine.told == ["pause"]
+        assert engine.told == [("pause", REQUEUE_PAUSE_S)]

@@ -19,6 +19,7 @@ from kafka_delivery.record import MAX_TIMESTAMP_MS, Record
 from kafka_delivery_worker import lane as module
 from kafka_delivery_worker.lane import WATCHED, Lane, _is_due, _watched
 from kafka_delivery_worker.producer import Outgoing, Report
+from stand_ins import Circuits
 
 ID = "0197-m"
 NOW_MS = 1_700_000_000_000
@@ -92,12 +93,13 @@ class Worker:
         self.gone_on: list[Any] = []
         self.events: list[Any] = []
         made = object.__new__(Lane)
-        made.task, made._name, made.app, made.pool = SimpleNamespace(name="send"), "send", None, self.pool
+        made.task, made._name = SimpleNamespace(name="send", max_retries=5), "send"
+        made.app, made.pool = None, self.pool
         made.hostname, made.pid, made.events = "w", 1, False
         made._reports, made._reported = {}, lambda request, report: None
         made._owed = [0, 0]
         made._consumer = SimpleNamespace(task_buckets={"send": None})
-        made._breaker = cast("Any", SimpleNamespace(admission=self._admit, shut=False, shut_topics=set()))
+        made._breaker = cast("Any", Circuits(admission=self._admit, shut=False, shut_topics=set()))
         made._engine = cast("Any", SimpleNamespace(sent_again=lambda *told: self.sent_again.append(told)))
         made.eventer = SimpleNamespace(send=lambda kind, **fields: self.events.append((kind, fields)), groups=None)
         made._cluster, made._topics, made._small = "default", {"orders"}, 1_000
@@ -346,19 +348,22 @@ class TestReport:
         worker.lane._goes_on(worker.send(Message()), self.report(code))
         assert len(worker.gone_on) == 1
 
-    @pytest.mark.parametrize("code", [TOPIC_FULL, TOPIC_FEW, REJECTED])
+    @pytest.mark.parametrize("code", [TOPIC_FEW, REJECTED])
     def test_of_another_fault_goes_on_while_the_cluster_is_away(self, worker: Worker, code: int) -> None:
         worker.lane._breaker.shut = True  # type: ignore[misc]
         worker.lane._goes_on(worker.send(Message()), self.report(code))
         assert len(worker.gone_on) == 1
 
-    def test_of_the_clusters_fault_waits_while_it_is_away(self, worker: Worker) -> None:
+    @pytest.mark.parametrize(("code", "name"), [(CLUSTER, "_TRANSPORT"), (TOPIC_FULL, "NOT_ENOUGH_REPLICAS")])
+    def test_of_the_clusters_or_a_topics_fault_waits_while_the_cluster_is_away(
+        self, worker: Worker, code: int, name: str
+    ) -> None:
         worker.lane._breaker.shut = True  # type: ignore[misc]
         message = Message(retries=2)
-        worker.lane._goes_on(worker.send(message), self.report(CLUSTER))
+        worker.lane._goes_on(worker.send(message), self.report(code))
         assert message.channel.told == [("give_back", "tag")]
         ((outcome, error, retries),) = worker.sent_again
-        assert (outcome, error.name, retries) == ("deferred", "_TRANSPORT", 2)
+        assert (outcome, error.name, retries) == ("deferred", name, 2)
         assert (worker.gone_on, worker.events, worker.lane._owed) == ([], [], [0, 0])
 
     @pytest.mark.parametrize("retries", [0, None])

@@ -113,6 +113,8 @@ PINNED = {
     "DELAYED": "kafka-delivery:delayed:1:",
     "DEATHS": "kafka-delivery:deaths:1",
     "POISON": "kafka-delivery:poison:1",
+    "FAILED": "kafka-delivery:failed:1:",
+    "PAUSED": "kafka-delivery:paused:1",
     "GATE": "kafka-delivery:gate",
     "WAITING": "kafka-delivery:waiting:1",
     "CIRCUITS": "kafka-delivery:cb:1:{{{cluster}}}:",

@@ -15,11 +15,11 @@ from celery import signals
 
 from kafka_delivery import app, settings
 from kafka_delivery.celery_app import broker_options, result_timeouts
+from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.redis_client import RedisClient
 
 from . import engine, logs
 from .dotted import load
-from .lease import REDIS_FAULTS
 from .producer import check_properties
 
 log = logging.getLogger("kafka_delivery.worker")
@@ -127,7 +127,7 @@ def _refuse_redis_cluster(s: settings.Settings) -> None:
         return
     try:
         clustered = RedisClient(s).client.info("cluster")["cluster_enabled"]
-    except REDIS_FAULTS as error:  # it is away; the worker waits for it
+    except QUEUE_FAULTS as error:  # it is away; the worker waits for it
         log.warning("worker.redis_not_checked error=%s", type(error).__name__)
         return
     if clustered:
@@ -179,5 +179,5 @@ def _worker_ends(**_: Any) -> None:
 
         try:
             process_lease().stop()
-        except REDIS_FAULTS as error:  # then it runs out
+        except QUEUE_FAULTS as error:  # then it runs out
             log.warning("lease.not_returned error=%s", type(error).__name__)

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from celery.worker import state
 
+from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.names import PROBE, RELEASED
 
 from .breaker import Admission
@@ -91,10 +92,14 @@ class BatchLane(Lane):
             if self.events and self._is_told(request._request_dict, request.started):
                 self._announce(request)
             self.pool.launch_all(batch.outgoings, len(message.body), batch.reports.__setitem__)
-        except BaseException:  # say, events that Redis did not take
+        except QUEUE_FAULTS:  # events that Redis did not take
             state.task_ready(request)
             message.channel.give_back(message.delivery_tag)
             raise
+        except Exception as fault:
+            state.task_ready(request)
+            self._consumer.failed_here(message, fault)
+            return
         self._batches.append(batch)
 
     def _batch(self, request: LaneRequest) -> Batch | None:

@@ -60,6 +60,11 @@ class Verdict:
     duplicate: bool
     reason: str
 
+    @property
+    def of_topic(self) -> bool:
+        """Whether it says that a topic is in trouble: what counts for the topic's circuit."""
+        return self.scope is Scope.TOPIC and self.retry is Retry.FULL
+
 
 # For a code newer than the table; `verdict` fills in its number. It may well be the record's own fault, and such a
 # record must not circle for ever: few retries, then dead letter.

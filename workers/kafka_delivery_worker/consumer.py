@@ -11,23 +11,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from amqp.exceptions import AMQPError
 from celery import signals
 from celery.concurrency.base import BasePool
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.exceptions import ContentDisallowed
 
 from kafka_delivery import settings
+from kafka_delivery.base import pause_of, words_of
+from kafka_delivery.disposition import Asker, Circuit, Move, disposition
+from kafka_delivery.errors import CircuitBreakerOpen
+from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.names import DEAD_LETTER, PROBE, RELEASED, SEND, SEND_MANY, is_topic_name
 from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
 
 from . import breaker, engine
-from .lease import REDIS_FAULTS, pause_s
+from .giving_back import give_back, wait_for_circuit
 from .parking import Parked
 from .transport import Channel
 
 log = logging.getLogger("kafka_delivery.consumer")
-
-QUEUE_FAULTS = (*REDIS_FAULTS, AMQPError)
 
 
 class Consumer(CeleryConsumer):
@@ -64,7 +67,7 @@ class Consumer(CeleryConsumer):
             except QUEUE_FAULTS:  # not Celery's connection errors: for kombu, a KeyError is one
                 raise
             except Exception as exc:
-                self.on_decode_error(message, exc)
+                self.failed_here(message, exc)
 
         def celerys_way(message: Any) -> None:
             if not self._waits(message):
@@ -93,15 +96,18 @@ class Consumer(CeleryConsumer):
         known, mark = breaker.current(), message.headers.get(PROBE)
         if not (known.shut or known.shut_topics):
             return False
-        if known.shut and mark is None:
-            message.channel.give_back(message.delivery_tag)
-            return True
-        topic = target_of(message)
-        if topic is None or known.admission(topic, mark, released=RELEASED in message.headers, begin=False) is not None:
-            return False
-        if mark is not None:
-            known.not_sent(mark)
-        message.channel.put_aside(message.delivery_tag, topic)
+        circuit, topic = Circuit.CLUSTER, ""
+        if not known.shut or mark is not None:
+            topic = target_of(message) or ""
+            released = RELEASED in message.headers
+            if not topic or known.admission(topic, mark, released=released, begin=False) is not None:
+                return False
+            circuit = Circuit.TOPIC
+            if mark is not None:
+                known.not_sent(mark)
+        untried = CircuitBreakerOpen("the circuit is open", topic, "")
+        move = disposition(untried, asker=Asker.SEND, attempts=0, max_retries=0, circuit=circuit, leased=True)
+        wait_for_circuit(message, move, topic)
         return True
 
     def _begins(self, message: Any) -> None:
@@ -113,6 +119,28 @@ class Consumer(CeleryConsumer):
             breaker.current().begun(mark)
         else:
             breaker.current().not_sent(mark)
+
+    def failed_here(self, message: Any, exc: Exception) -> None:
+        """This process failed at a message that it was about to take, which says nothing about the message yet."""
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        task_id = str(headers.get("id") or "")
+        request = state.requests.get(task_id)
+        if request is not None and getattr(request, "_message", None) is message:
+            state.task_ready(request)
+        if PROBE in headers:
+            breaker.current().not_sent(headers[PROBE])
+        if message.acknowledged:
+            log.error("message.failed_late id=%s error=%s", task_id, type(exc).__name__)
+            return
+        failed = engine.current().failed_here(task_id or None, exc)
+        move = disposition(exc, asker=Asker.SEND, attempts=0, max_retries=0, processes=failed.processes)
+        if move is Move.PARK:
+            self._quarantine(message, "bug", words_of(exc), exc)
+            engine.current().blamed(task_id)
+        elif breaker.current().paused and isinstance(message.channel, Channel):  # another process may take it at once
+            wait_for_circuit(message, Move.RETURN, "")
+        else:
+            give_back(message, failed.pause_s, partial(message.reject_log_error, log, QUEUE_FAULTS, True))
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """The body is not what its content type says."""
@@ -132,7 +160,8 @@ class Consumer(CeleryConsumer):
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """The arguments are malformed, or the content type is not accepted."""
-        self._quarantine(message, "undecodable", f"it is not a valid task message: {type(exc).__name__}", exc)
+        kind = "undecodable" if isinstance(exc, ContentDisallowed) else "invalid"
+        self._quarantine(message, kind, f"it is not a valid task message: {type(exc).__name__}", exc)
         signals.task_rejected.send(sender=self, message=message, exc=exc)
 
     def _quarantine(self, message: Any, kind: str, why: str, exc: Exception | None) -> None:
@@ -152,12 +181,7 @@ class Consumer(CeleryConsumer):
             engine.current().park_message(item)
         except Exception as error:  # not parked: then it must stay in the queue
             log.error("message.not_parked id=%s error=%s", item_id, type(error).__name__)
-            # Not at once: the queue would hand it out again as often as it can.
-            if isinstance(message.channel, Channel):
-                message.put_off_s = pause_s(error)
-                message.reject_log_error(log, QUEUE_FAULTS, True)
-            else:
-                self.timer.call_after(pause_s(error), message.reject_log_error, (log, QUEUE_FAULTS, True))
+            give_back(message, pause_of(error), partial(message.reject_log_error, log, QUEUE_FAULTS, True))
             return
         message.ack_log_error(log, self.connection_errors)
 

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from time import monotonic, time_ns
 from typing import Any
 
@@ -18,6 +18,7 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
 from kafka_delivery.errors import CircuitBreakerOpen, DeliveryError, InvalidRecordError
+from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.names import DEAD_LETTER, PROBE, SEND
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
@@ -29,11 +30,11 @@ from .classify import Retry, delivery_error, verdict
 from .counts import Counts
 from .dead_letter_headers import PRESETS
 from .dotted import load
+from .failures import Failed, Failures
 from .hook import DeadLettered, Hook
-from .lease import REQUEUE_PAUSE_S
 from .metrics import Meters
 from .parking import Parked, ParkingStore, fingerprint
-from .producer import Outgoing, Producer, Report
+from .producer import NoClientError, Outgoing, Producer, Report
 from .sampling import Sample
 from .topics import DeadLetterTopics
 
@@ -41,6 +42,9 @@ log = logging.getLogger("kafka_delivery.engine")
 
 NO_PROBE: Admission = 0
 """Of a record that was admitted before and is sent again: late, whatever becomes of it."""
+
+NO_CLIENT_PAUSE_S = 5.0
+"""How long a message waits that came while there was no client, in seconds."""
 
 HOOK_CLOSE_S = 5.0
 """How long the end of a worker waits for the application's own function."""
@@ -62,9 +66,13 @@ class Engine:
         self._counts = Counts(self._redis, s.counts_interval_s, meters.counted if meters else None)
         self.breaker = breaker.current()
         failed, stats = (meters.failed, meters.statistics.properties(s)) if meters else (None, {})
-        self.producer = Producer(s, self.breaker.broker_error, failed, **stats)
+        self.producer = Producer(
+            s, self.breaker.broker_error, failed, on_client=partial(self.breaker.client, "main"), **stats
+        )
         self.outcomes: dict[str, list[Report]] = {}
-        """By task id: reports of records that the event loop produced, for the task that goes on where one failed."""
+        """By delivery tag: reports of records that the event loop produced, for the task that goes on where one failed.
+        Not by message id: one id may be in flight twice, say on two topics."""
+        self._failures = Failures(self._redis, breaker.WORKER)
         # Makes batches of one, for a record whose batch was refused: that one may have had bad company.
         # It connects when it is first used, which is hardly ever.
         stats = meters.statistics_alone.properties(s) if meters else {}
@@ -77,25 +85,31 @@ class Engine:
         threading.Thread(target=self._stop_in_time, name="kafka-delivery-stop", daemon=True).start()
 
     # -- one attempt
-    def deliver(self, record: Record, probe: str | None = None, redrives: int = 0) -> dict[str, Any]:
+    def deliver(
+        self, record: Record, probe: str | None = None, redrives: int = 0, tag: str | None = None
+    ) -> dict[str, Any]:
         """Deliver one record; return where it is.
 
         Args:
             record: what to deliver.
             probe: mark of the probe that it is, if it is one.
             redrives: how often it was sent again from its dead-letter topic; consumers see it in a header.
+            tag: delivery tag of its message, under which the event loop may have left its report.
 
         Raises:
             DeliveryError: classified; see `classify.delivery_error`. `CircuitBreakerOpen`: it was not tried.
         """
-        return self._one(record, Outgoing.of(record, redrives), probe, self.outcomes.pop(record.id, None))
+        return self._one(record, Outgoing.of(record, redrives), probe, self._known(tag))
+
+    def _known(self, tag: str | None) -> list[Report] | None:
+        return None if tag is None else self.outcomes.pop(tag, None)
 
     def deliver_many(
-        self, records: list[Record], batch_id: str, probe: str | None = None
+        self, records: list[Record], tag: str | None = None, probe: str | None = None
     ) -> list[dict[str, Any] | DeliveryError]:
         """Deliver records side by side; for each, in order, where it is or why not."""
         sends = [(record, Outgoing.of(record)) for record in records]
-        known = self.outcomes.pop(batch_id, None)
+        known = self._known(tag)
         return self._deliver(sends, probe) if known is None else self._after(sends, known, count=True)
 
     def deliver_dead_letter(self, record: Record, why: dict[str, Any], probe: str | None = None) -> dict[str, Any]:
@@ -285,7 +299,7 @@ class Engine:
             self.breaker.not_sent(mark)
         kind = kind or ("invalid" if isinstance(error, InvalidRecordError) else "bug")
         record = _record_of(request, self._settings.cluster)
-        return self._park(
+        kept = self._park(
             Parked(
                 id=record.id if record else request.id,
                 kind=kind,
@@ -305,6 +319,13 @@ class Engine:
                 **(fingerprint(record.value_bytes) if record else {}),
             )
         )
+        if kind == "bug":
+            self.blamed(request.id)
+        return kept
+
+    def blamed(self, message_id: str) -> None:
+        """Forget the failures at a message that is parked: its redrive begins anew."""
+        self._failures.forget(message_id)
 
     def park_message(self, item: Parked) -> str:
         """Keep a message that never reached a task.
@@ -361,9 +382,24 @@ class Engine:
         """Whether this worker was told to stop."""
         return stopping.sent
 
-    def pause(self) -> None:
+    def pause(self, seconds: float) -> None:
         """Wait before a message goes back to its queue; not when the worker stops."""
-        stopping.wait(REQUEUE_PAUSE_S)
+        stopping.wait(seconds)
+
+    def failed_here(self, message_id: str | None, error: BaseException) -> Failed:
+        """Note a failure that is this process's fault; the process pauses itself if that goes on.
+
+        Args:
+            message_id: of the message that it failed at; None if the message cannot be the reason.
+            error: what happened.
+        """
+        if isinstance(error, NoClientError):  # the producer has said so
+            return Failed(pause_s=NO_CLIENT_PAUSE_S)
+        if isinstance(error, QUEUE_FAULTS):
+            return Failed()
+        self.breaker.stand_still(_last_line(error), message_id or "")
+        log.error("record.failed_here message_id=%s error=%s", message_id, _last_line(error))
+        return Failed() if message_id is None else self._failures.count(message_id)
 
     def _stop_in_time(self) -> None:
         stopping.wait()
@@ -399,7 +435,7 @@ def _record_of(request: Any, cluster: str) -> Record | None:
         return None
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     """What a traceback ends with. Of an unplanned error only its type: its text may quote what it choked on."""
     if isinstance(error, InvalidRecordError | DeliveryError):
         return str(error)

@@ -22,13 +22,15 @@ from celery.worker import strategy as stock
 from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
+from kafka_delivery.disposition import Asker, Move, disposition
 from kafka_delivery.names import DEFERRALS, DEFERRED_EVENT, MESSAGE_ID, PROBE, RELEASED, WIRE_VERSION
 from kafka_delivery.record import MAX_TIMESTAMP_MS, Record, is_message_id, unpack
 
 from . import engine
 from .breaker import Admission
-from .classify import Retry, Scope, delivery_error, verdict
+from .classify import delivery_error
 from .decoding import loads
+from .giving_back import give_back, wait_for_circuit
 from .producer import Outgoing, Report, new_tuple
 from .request import Request
 from .sampling import Sample
@@ -235,19 +237,19 @@ class Lane:
 
     def _waits(self, request: LaneRequest, topic: str, report: Report, error: KafkaError) -> bool:
         """Whether it failed for what a circuit is open for; then it waits in Redis like all others, no attempt used."""
-        found, message = verdict(error.code()), request._message
-        innocent = found.retry is Retry.HOLD
-        if self._breaker.shut and innocent:
-            message.channel.give_back(message.delivery_tag)
-            aside = False
-        elif topic in self._breaker.shut_topics and (
-            innocent or (found.scope, found.retry) == (Scope.TOPIC, Retry.FULL)
-        ):
-            message.channel.put_aside(message.delivery_tag, topic)
-            aside = True
-        else:
+        reason, message = delivery_error(error, topic, request.id, report.cause), request._message
+        move = disposition(
+            reason,
+            asker=Asker.SEND,
+            attempts=request._request_dict.get("retries") or 0,
+            max_retries=self.task.max_retries,
+            circuit=self._breaker.circuit(topic),
+            leased=True,
+        )
+        if move not in (Move.RETURN, Move.PUT_ASIDE):
             return False
-        reason = delivery_error(error, topic, request.id, report.cause)
+        wait_for_circuit(message, move, topic)
+        aside = move is Move.PUT_ASIDE
         self._engine.sent_again("deferred", reason, request._request_dict.get("retries") or 0)
         if self.events:
             self._owed[aside] = self.pool.max_in_flight
@@ -258,8 +260,8 @@ class Lane:
 
     def _go_on(self, request: LaneRequest, reports: list[Report]) -> None:
         """Run it as an ordinary Celery task that knows what became of its records."""
-        self._engine.outcomes[request.id] = reports
         message, later = request._message, self._consumer.call_soon_ack
+        self._engine.outcomes[message.delivery_tag] = reports
         try:
             if self.events and not request.told:
                 self._announce(request)
@@ -272,9 +274,10 @@ class Lane:
             )
         except Exception as fault:  # no thread could be started, or events that Redis did not take
             log.error("record.not_resumed message_id=%s error=%s", request.id, type(fault).__name__)
-            message.reject(requeue=True)
-        if request.id not in state.requests:  # it was revoked meanwhile, or it is done
-            self._engine.outcomes.pop(request.id, None)
+            self._engine.outcomes.pop(message.delivery_tag, None)
+            if not message.acknowledged:
+                pause_s = self._engine.failed_here(None, fault).pause_s
+                give_back(message, pause_s, partial(message.reject, requeue=True))
 
 
 class LaneRequest(Request):

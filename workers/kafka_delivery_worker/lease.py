@@ -22,30 +22,21 @@ from typing import Any, NamedTuple
 
 from kombu.exceptions import KombuError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from kafka_delivery import names
 from kafka_delivery.errors import ParkingFullError
+from kafka_delivery.faults import QUEUE_FAULTS
 
 from .parking import Parked, ParkingStore
 
 log = logging.getLogger("kafka_delivery.lease")
-
-REDIS_FAULTS = (RedisError, KombuError, OSError)
 
 UNBOUNDED = 2**40
 
 CLAIM_BYTES = 8 * 1024 * 1024
 """Of messages that one claim may bring. As many as may be held would keep Redis, and then the event loop, from all else
 for a third of a second, and be in memory twice."""
-
-REQUEUE_PAUSE_S = 2.0
-"""Before a message goes back because Redis refused something: the queue would hand it out again at once."""
-
-
-def pause_s(fault: Exception) -> float:
-    """How long a message waits that could not be parked because of `fault`."""
-    return fault.retry_after if isinstance(fault, ParkingFullError) else REQUEUE_PAUSE_S
 
 
 @functools.cache
@@ -305,7 +296,7 @@ class Lease:
             return
         try:
             self.stop()
-        except REDIS_FAULTS as error:
+        except QUEUE_FAULTS as error:
             log.warning("lease.not_returned error=%s", type(error).__name__)
 
     def _run(self) -> None:

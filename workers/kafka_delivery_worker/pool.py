@@ -8,6 +8,7 @@ arrived in another thread would wait for the interpreter's lock, five millisecon
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -78,15 +79,27 @@ class TaskPool(ThreadPool):
         self._poll_soon()  # what a broken connection to Redis left in flight
 
     def on_apply(self, target: Any, *args: Any, accept_callback: Any = None, **options: Any) -> Any:
-        """As Celery's, but whatever the target does, or its callbacks, its message is settled."""
-        result = super().on_apply(partial(_settling, target), *args, accept_callback=accept_callback, **options)
+        """As Celery's, but whatever the target does, or its callbacks, its message is settled.
+
+        Raises:
+            RuntimeError: no thread could be started; the work will not be done.
+        """
+        work = _Work(target)
+        try:
+            result = super().on_apply(work, *args, accept_callback=work.accepted(accept_callback), **options)
+        except RuntimeError:
+            # The executor queues the work first and starts a thread for it then (concurrent/futures/thread.py,
+            # submit). If that fails, another thread may still come to the work, or have begun it.
+            if work.drop():
+                raise
+            return None
         request = getattr(accept_callback, "__self__", None)
         if request is not None:
             result.f.add_done_callback(partial(self._ended, request))
         return result
 
     def _ended(self, request: Any, future: Any) -> None:
-        if future.cancelled() or future.exception() is None:
+        if future.cancelled() or future.exception() is None or isinstance(future.exception(), _DroppedError):
             return
         log.error("task.not_settled message_id=%s error=%s", request.id, type(future.exception()).__name__)
         self._hub.call_soon(self._give_back, request)
@@ -201,6 +214,44 @@ class TaskPool(ThreadPool):
             "in-flight-bytes": self.bytes_in_flight,
             "max-in-flight": self.max_in_flight,
         }
+
+
+class _DroppedError(Exception):
+    """Ends work that was given up before it began."""
+
+
+class _Work:
+    """What a thread is to do once, unless it is given up before.
+
+    Args:
+        target: Celery's tracer.
+    """
+
+    def __init__(self, target: Callable[..., Any]) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._begun = self._dropped = False
+
+    def accepted(self, callback: Callable[..., Any] | None) -> Callable[..., None]:
+        """Celery's callback for the moment when a thread begins it, before which it can be given up."""
+        return partial(self._begin, callback)
+
+    def _begin(self, callback: Callable[..., Any] | None, *args: Any) -> None:
+        with self._lock:
+            if self._dropped:
+                raise _DroppedError
+            self._begun = True
+        if callback is not None:
+            callback(*args)
+
+    def drop(self) -> bool:
+        """Give it up; False if a thread has begun it, which then goes on."""
+        with self._lock:
+            self._dropped = not self._begun
+            return self._dropped
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _settling(self._target, *args, **kwargs)
 
 
 def _settling(trace: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -57,6 +57,10 @@ new_tuple = tuple.__new__
 """Makes a NamedTuple without its own constructor, which is a Python function: there are two for each record."""
 
 
+class NoClientError(Exception):
+    """Raised when there is no client now; nothing was handed over."""
+
+
 class Outgoing(NamedTuple):
     """A record as librdkafka takes it."""
 
@@ -138,6 +142,7 @@ class Producer:
         settings: Settings,
         on_error: Callable[[int], None] | None = None,
         on_failure: Callable[[str, int], None] | None = None,
+        on_client: Callable[[str], None] | None = None,
         **properties: Any,
     ) -> None:
         self._told = on_error

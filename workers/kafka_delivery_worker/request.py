@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import InvalidTaskError, Reject, TaskRevokedError
 from celery.worker.request import Request as CeleryRequest
-from kombu.asynchronous import get_event_loop
 from kombu.utils.encoding import safe_repr, safe_str
 
 from kafka_delivery import settings
-from kafka_delivery.base import Deferral
-from kafka_delivery.errors import ParkingFullError
+from kafka_delivery.base import Deferral, GiveBack, pause_of
 from kafka_delivery.names import DEFERRED_EVENT, PROBE, REVIVED
 
 from . import breaker, engine
-from .lease import pause_s
+from .giving_back import give_back
 
 log = logging.getLogger("kafka_delivery.request")
 
@@ -50,6 +49,7 @@ class Request(CeleryRequest):
         """Park before Celery acknowledges. The one place through which expiry, revoke and terminate all pass."""
         if PROBE in self.request_dict:
             breaker.current().not_sent(self.request_dict[PROBE])
+        engine.current().outcomes.pop(self._message.delivery_tag, None)  # its task will not run
         why = "its `expires` has passed" if expired else "it was revoked by remote control"
         if terminated:
             why += " while it was being sent; it may have been delivered"
@@ -63,21 +63,16 @@ class Request(CeleryRequest):
         super()._announce_revoked(reason, terminated, signum, expired)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """As Celery's; what the parking store has no room for waits in Redis, where it holds up nobody."""
+        """As Celery's; a message that goes back waits in Redis, where it holds up nobody."""
         error = exc_info.exception
         error = getattr(error, "exc", error)  # a child's comes wrapped
-        if isinstance(error, Reject) and isinstance(error.reason, ParkingFullError):
-            self._message.put_off_s = pause_s(error.reason)
+        if isinstance(error, GiveBack) and settings.current().leases:
+            self._message.put_off_s = error.pause_s
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _put_off(self, fault: Exception) -> None:
         """Back to the queue, but not at once: it would come back as often as it can."""
-        loop = get_event_loop()
-        if settings.current().leases or loop is None:
-            self._message.put_off_s = pause_s(fault)
-            self.reject(requeue=True)
-        else:
-            loop.call_later(pause_s(fault), self.reject, True)
+        give_back(self._message, pause_of(fault), partial(self.reject, True))
 
     def on_retry(self, exc_info: Any) -> None:
         """As Celery's, but what is deferred is told as such: an outage would look like a thousand failed attempts.

@@ -22,14 +22,16 @@ from kombu.compression import decompress
 from kombu.transport import redis, virtual
 
 from kafka_delivery import settings
+from kafka_delivery.base import pause_of
 from kafka_delivery.errors import ParkingFullError
+from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.names import PROBE, QUEUE, RELEASED
 from kafka_delivery.redis_client import RedisClient
 
 from . import breaker, engine
 from .breaker import Breaker, Probe
 from .decoding import loads, unbase64
-from .lease import REDIS_FAULTS, Lease, Settling, pause_s, script
+from .lease import Lease, Settling, script
 from .parking import Parked
 
 log = logging.getLogger("kafka_delivery.transport")
@@ -485,8 +487,8 @@ class Channel(redis.Channel):
         )
         try:
             kept = self.lease.parking.park(parked)
-        except (ParkingFullError, *REDIS_FAULTS) as fault:  # then it must stay in the queue
-            self.lease.put_off(tag, pause_s(fault))
+        except (ParkingFullError, *QUEUE_FAULTS) as fault:  # then it must stay in the queue
+            self.lease.put_off(tag, pause_of(fault))
             return
         self.lease.on_parked()
         log.error("message.parked kind=undecodable parked_id=%s", kept)
@@ -496,7 +498,7 @@ class Channel(redis.Channel):
         """As kombu's; what an answer that is still under way brings is returned by the next channel, or at the end."""
         self._closing = True
         if self._in_poll:  # kombu would read it too, but leave the rest undone where that fails
-            with suppress(Empty, *REDIS_FAULTS):
+            with suppress(Empty, *QUEUE_FAULTS):
                 self._brpop_read()
             self._in_poll = None
         if self._asked:

@@ -24,11 +24,14 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
 from kafka_delivery.circuits import CLOSED
+from kafka_delivery.disposition import Circuit
+from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.names import CLUSTER_SCOPE, TOPIC_SCOPE
 from kafka_delivery.redis_client import RedisClient
 
-from ..classify import Retry, Scope, verdict
-from ..lease import REDIS_FAULTS
+from .. import paused
+from ..classify import Scope, verdict
+from ..standstill import Standstill
 from .outcomes import LOCAL, Admission, Probe, Tally, count_failure, count_ok, of_probe
 from .probes import SEEK_PAUSE_S, Probes, Settled
 from .rules import LocalCircuit, Rules
@@ -95,6 +98,10 @@ class Breaker:
         self._viewed_at = clock()
         self._attached = True
         self.local = LocalCircuit(rules)
+        self.standstill = Standstill(clock)
+        self._standing_still = ""
+        self._stands_since_ms = 0
+        self._told_standing_still = False
         self._shut = False
         self.shut_topics: frozenset[str] = frozenset()
         self.in_flight: Callable[[], Mapping[str, int]] = dict
@@ -155,7 +162,7 @@ class Breaker:
 
     def ask(self, topic: str) -> Admission | None:
         """As `admission`, for who claims nothing: a round trip may make this record the probe that is due."""
-        if self._claimed_by is not None:
+        if self._claimed_by is not None or self._standing_still:
             return None
         probe: Probe | None = None
         with self._asking:  # of many threads one
@@ -177,6 +184,8 @@ class Breaker:
             self._heard.add(topic)
             self._arrived = True
             self._down_at = None
+            if self.standstill.failures:
+                self.standstill.succeeded()
             if isinstance(admission, Probe):
                 if self._probes.report(admission, "ok"):
                     return
@@ -189,7 +198,7 @@ class Breaker:
         """A record is not in the log, with that code of Kafka's. What counts for whom is in the table of codes."""
         found = verdict(code)
         cluster = found.scope is Scope.CLUSTER
-        answered = found.scope is Scope.TOPIC and found.retry is Retry.FULL
+        answered = found.of_topic
         # A timeout hides its cause, which may be one partition's; report.lua asks whether others succeed.
         of_topic = answered or code == KafkaError._MSG_TIMED_OUT
         with self._lock:
@@ -233,7 +242,7 @@ class Breaker:
     @property
     def paused(self) -> bool:
         """Whether it does so by itself, whatever the fleet does."""
-        return self.local.state != CLOSED
+        return self.local.state != CLOSED or bool(self._standing_still)
 
     @property
     def view_age_s(self) -> float:
@@ -249,12 +258,29 @@ class Breaker:
         """Whether records for `topic` wait."""
         return self._shut or topic in self.shut_topics
 
+    def circuit(self, topic: str) -> Circuit:
+        """The outermost open circuit that a record for `topic` has to pass."""
+        if self._shut:
+            return Circuit.CLUSTER
+        return Circuit.TOPIC if topic in self.shut_topics else Circuit.CLOSED
+
+    # -- this process's own faults
+    def stand_still(self, why: str, message_id: str = "") -> None:
+        """A record failed by the fault of this process, which pauses if that goes on."""
+        self.standstill.failed(why, message_id)
+        self._apply()
+
+    def client(self, which: str, missing: str) -> None:
+        """Whether there is a Kafka client, see `Standstill.client`."""
+        self.standstill.client(which, missing)
+        self._apply()
+
     def retry_after(self, topic: str) -> float:
         """Seconds until records for `topic` are worth another look; at least one where single ones are tried."""
         if self._shut:
             fleet = self._remaining_s(CLUSTER_SCOPE) if self._views[CLUSTER_SCOPE].shut else 0.0
             alone = (self.local.till - self._now_ms()) / 1000 if self.local.state != CLOSED else 0.0
-            left = max(fleet, alone)
+            left = max(fleet, alone, self.standstill.remaining_s)
         else:
             left = self._remaining_s(TOPIC_SCOPE + topic)
         return min(max(1.0, left), self._rules.max_open_ms / 1000)
@@ -298,8 +324,10 @@ class Breaker:
         if self._thread is not None:
             self._thread.join(1)
         if self._claimed_by is not None:
-            with suppress(*REDIS_FAULTS):  # then it is taken for alive for another five seconds
+            with suppress(*QUEUE_FAULTS):  # then it is taken for alive for another five seconds
                 self._store.leave()
+                if self._told_standing_still:
+                    self._store.say_paused("", 0)
 
     def _run(self) -> None:
         while True:
@@ -319,6 +347,7 @@ class Breaker:
         due = [self._remaining_s(scope) for scope, view in self._views.items() if view.shut and self._attached]
         if self.local.state != CLOSED:
             due.append((self.local.till - self._now_ms()) / 1000)
+        due.append(self.standstill.remaining_s)
         return min([QUIET_S, *(max(0.01, left) for left in due if left > 0)])
 
     def tick(self) -> None:
@@ -345,11 +374,12 @@ class Breaker:
                 _log_change(view)
                 settled.pop(0)
             alive, views = self._store.report(self._counted(cluster, topics, hard, stalled))
-        except REDIS_FAULTS as error:
+        except QUEUE_FAULTS as error:
             self._probes.keep(settled)  # may be repeated, and tells nothing wrong if it is
             self._detach(error)
         else:
             self._adopt(views)
+            self._tell_whether_it_stands_still()
         self._judge_alone(tripped, alive)
         self._apply()
         self._probes.expire(self.shut_topics)
@@ -461,7 +491,9 @@ class Breaker:
         return ""
 
     def _apply(self) -> None:
-        shut = self.local.state != CLOSED or (self._attached and self._views[CLUSTER_SCOPE].shut)
+        self._say_whether_it_stands_still()
+        fleet = self._attached and self._views[CLUSTER_SCOPE].shut
+        shut = self.local.state != CLOSED or fleet or bool(self._standing_still)
         topics = frozenset(
             view.scope.removeprefix(TOPIC_SCOPE)
             for view in self._views.values()
@@ -472,9 +504,33 @@ class Breaker:
         if changed and self._claimed_by is not None:
             self._claimed_by()
 
+    def _say_whether_it_stands_still(self) -> None:
+        before, self._standing_still = self._standing_still, self.standstill.why
+        if self._standing_still and before != self._standing_still:
+            self._stands_since_ms = self._stands_since_ms or paused.now_ms()
+            log.log(
+                logging.INFO if self.standstill.begins else logging.ERROR, "process.paused why=%r", self._standing_still
+            )
+        elif before and not self._standing_still:
+            self._stands_since_ms = 0
+            log.info("process.goes_on")
+
+    def _tell_whether_it_stands_still(self) -> None:
+        """Let `kafka-delivery status` know; repeated while it lasts."""
+        why = "" if self.standstill.begins else self._standing_still
+        if why or self._told_standing_still:
+            with suppress(*QUEUE_FAULTS):  # it is told with the next look
+                self._store.say_paused(why, self._stands_since_ms)
+                self._told_standing_still = bool(why)
+
     # -- probes
     def _seek_probe(self) -> None:
         probes = self._probes
+        if self._standing_still:  # it could send none; another worker may
+            probe = probes.take()
+            if probe is not None:
+                probes.drop(probe)
+            return
         if probes.granted is not None and probes.granted.scope == LOCAL and self.local.state == CLOSED:
             probes.withdraw(probes.granted)  # the fleet knows better by now
         if self._claimed_by is None or probes.granted is not None or self._stop.is_set():
@@ -497,7 +553,7 @@ class Breaker:
         probe = self._probes.wanted(scope)
         try:
             answer, view = self._store.admit(*probe, self._lease_ms)
-        except REDIS_FAULTS:
+        except QUEUE_FAULTS:
             return None
         _log_change(view)
         self._probes.answered(probe)

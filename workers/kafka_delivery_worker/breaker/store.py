@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
+import os
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from kafka_delivery.circuits import CLOSED, OPEN
 from kafka_delivery.names import CIRCUITS
 from kafka_delivery.redis_client import RedisClient
 
+from .. import paused
 from .rules import Rules
 
 
@@ -121,6 +123,10 @@ class CircuitStore:
     def force(self, scope: str, mode: str, for_ms: int, who: str, why: str) -> View:
         """Override a circuit by hand: "open", "closed", or "" for automatic; for so long, 0 for no end."""
         return _view(self._run("force", scope, mode, for_ms, who, why))
+
+    def say_paused(self, why: str, since_ms: int) -> None:
+        """Write that this process pauses itself; with "" for `why`, that it does not."""
+        paused.say(self._redis, f"{self._worker}:{os.getpid()}", why, since_ms)
 
     def leave(self) -> None:
         """This worker stops: the others need not wait for its opinion."""

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from kafka_delivery import circuits
 from kafka_delivery.circuits import CLOSED, HALF_OPEN, OPEN
+from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.names import CLUSTER_SCOPE
 from kafka_delivery.record import made_at_ms
 from kafka_delivery.redis_client import RedisClient
@@ -22,7 +23,6 @@ from .. import backlog, counts
 from ..backlog import Backlog
 from ..breaker.store import alive
 from ..broker import BrokerError
-from ..lease import REDIS_FAULTS
 from ..parking import ParkingStore
 from . import catalogue as names
 from .meters import Topics
@@ -62,7 +62,7 @@ class FleetCollector(Collector):
                 *self._circuits(),
                 *self._memory(),
             ]
-        except (*REDIS_FAULTS, BrokerError) as error:
+        except (*QUEUE_FAULTS, BrokerError) as error:
             self._say(type(error).__name__)
             return [names.UP.of(0)]
         self._say("")
