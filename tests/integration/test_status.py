@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from kafka_delivery import dead_letter, send
+from kafka_delivery import dead_letter, send, settings
+from kafka_delivery.redis_client import RedisClient
+from kafka_delivery_worker import paused
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from servers import RealRedis
@@ -73,6 +75,7 @@ def test_programs_get_one_object(delivery: Stack) -> None:
         "in_flight": 3,
         "parked": {"total": 3, "max_bytes": 512 * 2**20, "kinds": {"bug": 2, "dead-letter": 1}},
         "workers": [],
+        "paused": [],
         "circuits": {"cluster": "closed"},
         "topics": {
             "": none | {"parked": 3},
@@ -80,6 +83,14 @@ def test_programs_get_one_object(delivery: Stack) -> None:
             "orders": none | {"delivered": 7, "retried": 2},
         },
     }
+
+
+def test_a_process_that_pauses_itself_is_named_with_the_reason(delivery: Stack) -> None:
+    paused.say(RedisClient(settings.current()), "host:7", "there is no Kafka client: ssl.key.location", 5)
+    assert status(delivery)["paused"] == [
+        {"worker": "host:7", "why": "there is no Kafka client: ssl.key.location", "since_ms": 5}
+    ]
+    assert "paused: host:7" in delivery.command("status").stdout
 
 
 def test_people_get_tables(delivery: Stack) -> None:

@@ -25,8 +25,10 @@ PAYLOAD = "secret-payload"
 ROOM = 40_000
 
 WORKER = """
+    from kafka_delivery import disposition
     from kafka_delivery_worker import app, engine, parking
 
+    disposition.BLAMED_AFTER = 1  # there is one process only
     parking.FIRST_PAUSE_S, parking.LONGEST_PAUSE_S = 0.5, 2.0
     deliver = engine.Engine.deliver
 

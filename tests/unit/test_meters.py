@@ -18,6 +18,7 @@ from kafka_delivery.settings import Settings
 from kafka_delivery_worker.breaker.rules import Rules
 from kafka_delivery_worker.metrics.meters import BUCKETS_S, OTHER, EndToEnd, Meters, Statistics, Topics
 from kafka_delivery_worker.metrics.worker import WorkerCollector
+from kafka_delivery_worker.standstill import Standstill
 from scraping import Scraped
 
 NOW = 1767323045.678
@@ -189,8 +190,14 @@ class TestWorkerCollector:
             SimpleNamespace(waited_s=1.5, in_flight=21, bytes_in_flight=22, replaced=2),
             SimpleNamespace(waited_s=0.5, in_flight=1, bytes_in_flight=2, replaced=1),
         ]
+        standstill = Standstill()
+        standstill.client("main", "no key")
         breaker = SimpleNamespace(
-            paused=True, view_age_s=31.0, probed=Counter(ok=3, fail=2, ignore=1), rules=Rules.of(Settings())
+            standstill=standstill,
+            paused=True,
+            view_age_s=31.0,
+            probed=Counter(ok=3, fail=2, ignore=1),
+            rules=Rules.of(Settings()),
         )
         engine: Any = SimpleNamespace(producers=producers, breaker=breaker)
         registry = CollectorRegistry()
@@ -222,6 +229,8 @@ class TestWorkerCollector:
             ("in_flight_bytes", {}, 24),
             ("producer_rebuilds_total", {}, 3),
             ("breaker_paused", {}, 1),
+            ("process_standstill", {"reason": "client"}, 1),
+            ("process_standstill", {"reason": "failures"}, 0),
             ("breaker_view_age_seconds", {}, 31),
             ("breaker_probes_total", {"outcome": "ok"}, 3),
             ("breaker_probes_total", {"outcome": "fail"}, 2),

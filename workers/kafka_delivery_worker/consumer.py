@@ -28,6 +28,7 @@ from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
 from . import breaker, engine
 from .giving_back import give_back, wait_for_circuit
 from .parking import Parked
+from .shape import fault_of
 from .transport import Channel
 
 log = logging.getLogger("kafka_delivery.consumer")
@@ -132,6 +133,10 @@ class Consumer(CeleryConsumer):
         if message.acknowledged:
             log.error("message.failed_late id=%s error=%s", task_id, type(exc).__name__)
             return
+        fault = fault_of(message)
+        if fault is not None:
+            self._quarantine(message, fault.kind, fault.why, exc)
+            return
         failed = engine.current().failed_here(task_id or None, exc)
         move = disposition(exc, asker=Asker.SEND, attempts=0, max_retries=0, processes=failed.processes)
         if move is Move.PARK:
@@ -143,12 +148,12 @@ class Consumer(CeleryConsumer):
             give_back(message, failed.pause_s, partial(message.reject_log_error, log, QUEUE_FAULTS, True))
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """The body is not what its content type says."""
-        self._quarantine(message, "undecodable", f"its body cannot be decoded: {type(exc).__name__}", exc)
+        """Kombu or Celery could not decode the body, or tripped while it tried."""
+        self.failed_here(message, exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """It is not a task message at all."""
-        self._quarantine(message, "undecodable", "it names no task: not a Celery message", None)
+        self._quarantine(message, "invalid", "it names no task: not a Celery message", None)
         signals.task_rejected.send(sender=self, message=message, exc=None)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:

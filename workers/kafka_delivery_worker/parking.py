@@ -48,13 +48,13 @@ PAGE_BYTES = 4 * 1024 * 1024
 KINDS = {
     "dead-letter": "its dead-letter topic refused it or is missing: create or correct that topic, then redrive",
     "redriven": "it was sent again from its dead-letter topic too often: find out why it is refused, then redrive",
-    "invalid": "it came past the caller's check and is no valid record: correct the sender, then discard",
+    "invalid": "its message or its record has a wrong shape: correct the sender, then discard",
     "expired": "its `expires` passed before it could be sent: redrive or discard",
     "revoked": "it was revoked by remote control: redrive or discard",
-    "undecodable": "it is no message of ours, or of a newer version: update the workers, then redrive, or discard",
+    "undecodable": "its bytes cannot be decoded: if it is newer, update the workers and redrive; else discard",
     "unknown-task": "the workers do not know its task: update them, then redrive, or discard",
     "poison": "workers died while they held it: find out why (memory?), then redrive or discard",
-    "bug": "our code failed in a way that nobody planned: report it, with the error; then redrive",
+    "bug": "several processes failed at it in a way that nobody planned: report it, with the error; then redrive",
 }
 """Why items are parked, and what a person can do about it."""
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from kafka_delivery import app, settings
 from kafka_delivery.redis_client import RedisClient
 
-from .. import backlog, counts
+from .. import backlog, counts, paused
 from ..backlog import QUEUES
 from ..parking import ParkingStore
 from .breaker import circuits
@@ -82,8 +82,9 @@ def status(redis: RedisClient, most_parked: int = MOST_PARKED) -> dict[str, Any]
         topic; ``in_flight``: messages that workers hold, of all Celery apps that use this database; ``parked``:
         ``total``, the ``bytes`` that these take and may take (``max_bytes``, 0 for any number), and ``kinds``, by kind,
         of the oldest `most_parked`; ``workers``: names of those that answered and serve one of our queues;
-        ``circuits``: states by scope, see `kafka_delivery.Circuit`; ``topics``: counts by topic and outcome, topic ""
-        for what has none.
+        ``paused``: processes that pause themselves for a fault of their own, each with ``worker``, ``why`` and
+        ``since_ms``; ``circuits``: states by scope, see `kafka_delivery.Circuit`; ``topics``: counts by topic and
+        outcome, topic "" for what has none.
 
         Another broker than Redis does not tell what workers hold, which there includes what waits for its time:
         ``delayed``, ``next_due`` and ``in_flight`` are None.
@@ -114,6 +115,7 @@ def status(redis: RedisClient, most_parked: int = MOST_PARKED) -> dict[str, Any]
             "kinds": dict(Counter(item.kind for item in islice(store.list(), most_parked))),
         },
         "workers": _workers(),
+        "paused": [one._asdict() for one in paused.read(redis)],
         "circuits": {one.scope: one.state for one in circuits(redis)},
         "topics": {
             topic: {outcome: topics[topic].get(outcome, 0) for outcome in counts.OUTCOMES} for topic in sorted(topics)
@@ -158,5 +160,6 @@ def _now(found: dict[str, Any]) -> Table:
         rows.append(("- of their room is taken", f"{parked['bytes'] / parked['max_bytes']:.1%}"))
     rows += [(f"- {kind}", count) for kind, count in parked["kinds"].items()]
     rows.append(("workers", ", ".join(found["workers"]) or "none answered"))
+    rows += [(f"paused: {one['worker']}", one["why"]) for one in found["paused"]]
     rows += [(f"circuit of {scope}", state) for scope, state in found["circuits"].items()]
     return table("Now", ("what", "how many"), rows)

@@ -121,7 +121,13 @@ END_TO_END = Metric(
 REBUILDS = Metric(
     "kafka_delivery_producer_rebuilds_total", "counter", "Kafka clients that failed for good and were replaced"
 )
-PAUSED = Metric("kafka_delivery_breaker_paused", "gauge", "1 while this process pauses by a circuit of its own")
+PAUSED = Metric("kafka_delivery_breaker_paused", "gauge", "1 while this process pauses itself")
+STANDSTILL = Metric(
+    "kafka_delivery_process_standstill",
+    "gauge",
+    "1 while this process pauses itself for a fault of its own: client (it has no Kafka client) or failures",
+    ("reason",),
+)
 VIEW_AGE = Metric(
     "kafka_delivery_breaker_view_age_seconds",
     "gauge",
@@ -157,6 +163,7 @@ WORKER = (
     END_TO_END,
     REBUILDS,
     PAUSED,
+    STANDSTILL,
     VIEW_AGE,
     PROBES,
     RULES,

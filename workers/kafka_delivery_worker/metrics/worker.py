@@ -99,6 +99,10 @@ class WorkerCollector(Collector):
     def _breaker(self) -> Iterable[Any]:
         breaker = self._engine.breaker
         yield names.PAUSED.of(breaker.paused)
+        standstill = names.STANDSTILL.family()
+        for reason in ("client", "failures"):
+            standstill.add_metric([reason], breaker.standstill.reason == reason)
+        yield standstill
         yield names.VIEW_AGE.of(breaker.view_age_s)
         probes = names.PROBES.family()
         for outcome in ("ok", "fail", "ignore"):
