@@ -105,7 +105,7 @@ def connect(
     properties: Mapping[str, Any],
     on_error: Callable[..., None],
     source: TokenSource | None = None,
-    token_s: float = TOKEN_S,
+    token_s: float | None = None,
 ) -> Connection:
     """Make a client.
 
@@ -113,7 +113,7 @@ def connect(
         properties: of librdkafka, without a token function.
         on_error: its ``error_cb``.
         source: of tokens, if it needs any.
-        token_s: longest wait for the first token, in seconds.
+        token_s: longest wait for the first token, in seconds; by default `TOKEN_S`.
 
     Raises:
         NotMadeError: it cannot be made now.
@@ -124,7 +124,7 @@ def connect(
     tokens = None
     if source is not None:
         given["oauth_cb"] = tokens = Tokens(source)
-        tokens.first = source.ask(properties.get("sasl.oauthbearer.config"), token_s)
+        tokens.first = source.ask(properties.get("sasl.oauthbearer.config"), TOKEN_S if token_s is None else token_s)
     try:
         client = own_class()(given, logger=librdkafka_log)
     except Exception as error:  # threads, memory, files: whatever it is, the next try may succeed
@@ -137,7 +137,15 @@ def identities(properties: Mapping[str, Any]) -> dict[str, Identity | None]:
 
     Links are followed, so that a Kubernetes volume changes when its ``..data`` points elsewhere.
     """
-    return {name: _identity(str(properties[name])) for name in FILES if properties.get(name)}
+    return {name: _identity(path) for name, path in _paths(properties).items()}
+
+
+def _paths(properties: Mapping[str, Any]) -> dict[str, str]:
+    """The files that are read: those of other protocols are not."""
+    if "ssl" not in str(properties.get("security.protocol", "")).lower():
+        return {}
+    named = {name: str(properties[name]) for name in FILES if properties.get(name)}
+    return {name: path for name, path in named.items() if (name, path) != ("ssl.ca.location", "probe")}
 
 
 def _identity(path: str) -> Identity | None:
@@ -150,9 +158,8 @@ def _identity(path: str) -> Identity | None:
 
 def _refuse_unreadable(properties: Mapping[str, Any]) -> None:
     """Name a file that cannot be read; librdkafka's words for that are OpenSSL's."""
-    for name in FILES:
-        path = str(properties.get(name) or "")
-        if not path or (name, path) == ("ssl.ca.location", "probe") or Path(path).is_dir():
+    for name, path in _paths(properties).items():
+        if Path(path).is_dir():  # of authorities
             continue
         try:
             with open(path, "rb"):
