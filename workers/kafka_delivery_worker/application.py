@@ -47,9 +47,7 @@ def worker_app() -> Any:
     s = settings.current()
     missing = check_properties(s)
     if missing:
-        log.warning(
-            "worker.no_client reason=%r: the worker starts, and waits for that as for a Kafka that is away", missing
-        )
+        log.warning("worker.no_client reason=%r", missing)  # it waits for that, as for a Kafka that is away
     if _is_flower(sys.argv):
         for variable, value in FLOWER_DEFAULTS.items():
             os.environ.setdefault(variable, value)
