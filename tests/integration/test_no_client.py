@@ -17,10 +17,13 @@ from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker import breaker, engine, producer
-from kafka_delivery_worker.classify import Retry, Scope, verdict
+from kafka_delivery_worker.breaker.rules import Rules
+from kafka_delivery_worker.breaker.store import CircuitStore
+from kafka_delivery_worker.classify import Retry, Scope, delivery_error, verdict
 from kafka_delivery_worker.client import Connection, NotMadeError, connect
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.producer import NoClientError, Outgoing, Producer, Report
+from kafka_delivery_worker.topics import DeadLetterTopics
 from servers import fatal_error, read_all, wait_until
 
 TOPIC = "produced"
@@ -235,6 +238,74 @@ def test_a_record_that_the_client_does_not_take_is_not_kept(make: Callable[..., 
     assert taking.in_flight == 0
 
 
+def renew(one: Producer) -> Connection:
+    """What the thread that makes clients does when their files have changed; the client before it."""
+    before = one._made
+    assert before is not None
+    one._install(one._connect())
+    with one._changed:
+        one._changed.notify_all()
+    return before
+
+
+@EITHER_WAY
+def test_a_client_that_makes_room_for_another_reports_what_it_holds(
+    kafka: MockKafka, make: Callable[..., Producer], polled: bool
+) -> None:
+    """What a broker refuses then is refused, and not sent again as after a failure of the client."""
+    renewed = make(polled)
+    renewed.start()
+    renewed.wait_for_client(30)
+    kafka.delay(-1, 1_000)
+    kafka.fail_next(KafkaError.POLICY_VIOLATION)
+    reports: list[Report] = []
+    renewed.produce(record(b"before"), reports.append)
+    wait_until(lambda: renewed._made is not None and len(renewed._made.client) > 0, 30, "the record to be taken")
+    before = renew(renewed)
+    kafka.delay(-1, 0)
+
+    wait_until(lambda: bool(reports), 60, "the report")  # nobody serves: it is not the caller's client any more
+    wait_until(lambda: not renewed._retired, 60, "the end of the client")
+    assert [report.error.code() for report in reports if report.error] == [KafkaError.POLICY_VIOLATION]
+    assert (before.current, before.failed, renewed.replaced) == (False, False, 0)
+    later: list[Report] = []
+    renewed.produce(record(b"after"), later.append)
+
+    def come() -> bool:
+        renewed.serve(0.02)
+        return bool(later)
+
+    wait_until(come, 60, "a report by the new client")
+    assert [one.value for one in read_all(kafka.bootstrap_servers, [TOPIC])] == [b"after"]
+
+
+@EITHER_WAY
+def test_a_client_that_never_gets_rid_of_its_records_gives_them_back(
+    kafka: MockKafka, make: Callable[..., Producer], polled: bool
+) -> None:
+    renewed = make(polled)
+    renewed.start()
+    renewed.wait_for_client(30)
+    kafka.down()
+    reports: list[Report] = []
+    renewed.produce(record(), reports.append)
+    renewed._drained_s = 0.2
+    renew(renewed)
+    wait_until(lambda: bool(reports), 60, "the report")
+    assert reports[0].error is not None
+    assert reports[0].error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
+    wait_until(lambda: not renewed._retired, 60, "the end of the client")
+    assert renewed.in_flight == 0
+
+
+def test_a_topic_is_not_missing_for_want_of_a_client_that_makes_it() -> None:
+    nowhere = {"security.protocol": "ssl", "ssl.ca.location": "/nowhere/ca.crt"}
+    s = Settings(producer=nowhere, create_dead_letter_topics=True)
+    error = delivery_error(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART), TOPIC, "an id")
+    with pytest.raises(ProducerError):
+        DeadLetterTopics(s, Producer(s)).create(TOPIC, error)
+
+
 def test_without_a_thread_it_is_tried_again(make: Callable[..., Producer], monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Thread.start
 
@@ -263,8 +334,8 @@ def test_a_record_refused_with_its_batch_is_not_refused_for_want_of_the_second_c
 ) -> None:
     monkeypatch.setattr(producer, "FIRST_CLIENT_S", 0.5)
     s = Settings(bootstrap_servers=kafka.bootstrap_servers, redis_url=redis_url)
-    rules = breaker.Rules.of(s)
-    store = breaker.CircuitStore(RedisClient(s), s.cluster, rules, "a test")
+    rules = Rules.of(s)
+    store = CircuitStore(RedisClient(s), s.cluster, rules, "a test")
     monkeypatch.setattr(breaker, "current", lambda: breaker.Breaker(store, rules, s.stall_s))
     working = engine.Engine(s)
     try:

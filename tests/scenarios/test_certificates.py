@@ -153,7 +153,7 @@ def test_a_worker_without_a_token_starts_delivers_when_it_has_one_and_stops_in_t
     (tmp_path / "tokens.py").write_text(TOKENS.format(up=str(up), calls=str(calls), hangs=hangs))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=":")
-    changes = {
+    changes: dict[str, Any] = {
         "BOOTSTRAP_SERVERS": secure_kafka.token_servers,
         "PRODUCER": json.dumps({"security.protocol": "sasl_plaintext", "sasl.mechanism": "OAUTHBEARER"}),
         "OAUTH_CB": "tokens:get",

@@ -64,8 +64,8 @@ WRAPPED = {
     OPENTELEMETRY: "standing: opentelemetry.instrumentation.confluent_kafka 0",
     NEW_RELIC: "standing: newrelic.hooks.messagebroker_confluentkafka 1",
 }
-"""What stands in the place of Kafka's client, also where that is loaded from (1). Sentry leaves it alone, and so does New
-Relic what was loaded before it."""
+"""What stands in the place of Kafka's client, also where that is loaded from (1). Sentry leaves it alone, and so does
+New Relic what was loaded before it."""
 
 RECORDS = [
     Record(TOPIC, b"\x00repeated", "k", [("a", "1"), ("a", b"\xff2"), ("b", None), ("a", "3")], message_id="repeated"),

@@ -49,6 +49,7 @@ TOKEN_S = 10.0
 OAUTH_CB = "KAFKA_DELIVERY_OAUTH_CB"
 
 _OPENSSL = re.compile(r"error:[0-9A-F]+:[^:]*:[^:]*:([\w ]+)")
+_QUOTED = re.compile(r'property[: ]+"([^"]+)"')
 _PROPERTY = re.compile(r"[a-z][a-z0-9]*(?:\.[a-z0-9]+)+")
 
 Token: TypeAlias = tuple[Any, ...]
@@ -175,7 +176,8 @@ def reason(error: Exception, properties: Mapping[str, Any]) -> str:
     name, text = error.args[0].name(), error.args[0].str()
     if "dlopen" in text:
         return f"plugin.library.paths: {name}"
-    named = next((word for word in _PROPERTY.findall(text) if word in properties), "")
+    quoted = _QUOTED.search(text)
+    named = quoted[1] if quoted else next((word for word in _PROPERTY.findall(text) if word in properties), "")
     openssl = _OPENSSL.search(text)
     detail = f"{name}, {openssl[1]}" if openssl else name
     return f"{named}: {detail}" if named else detail
