@@ -88,7 +88,7 @@ def system(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
 @pytest.mark.parametrize(
     "tracer",
     [
-        pytest.param(DDTRACE, id="ddtrace"),
+        pytest.param(DDTRACE, id="ddtrace", marks=pytest.mark.smoke),
         pytest.param(OPENTELEMETRY, id="opentelemetry"),
         pytest.param(NEW_RELIC, id="newrelic"),
         pytest.param(SENTRY, id="sentry"),
