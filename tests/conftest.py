@@ -21,6 +21,7 @@ from celery.result import AsyncResult
 from hypothesis import settings as profiles
 
 import side_by_side
+from certificates import Authority
 from examples import ALL
 from kafka_delivery_worker import embedded
 from kafka_delivery_worker.embedded import MockKafka, Valkey
@@ -30,6 +31,7 @@ from servers import (
     RealKafka,
     RealRabbit,
     RealRedis,
+    SecureKafka,
     have_real_kafka,
     have_real_rabbit,
     have_real_redis,
@@ -150,6 +152,21 @@ def real_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKafka]:
     if not have_real_kafka():
         missing("java, and Maven or TEST_KAFKA_LIB")
     with RealKafka(tmp_path_factory.mktemp("kafka"), authorizer=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Signs the certificates of the tests."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def secure_kafka(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[SecureKafka]:
+    """An Apache Kafka with TLS for clients with certificates, and SASL for those with tokens."""
+    if not have_real_kafka():
+        missing("java, and Maven or TEST_KAFKA_LIB")
+    with SecureKafka(tmp_path_factory.mktemp("secure-kafka"), authority) as server:
         yield server
 
 

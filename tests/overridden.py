@@ -53,6 +53,7 @@ OVERRIDDEN = {
     "Request.revoked": "self",
     "TaskPool.__init__": "self *args **kwargs",
     "TaskPool.register_with_event_loop": "self loop",
+    "TaskPool.on_start": "self",
     "TaskPool.on_apply": "self target args= kwargs= callback= accept_callback= **_",
     "TaskPool.on_stop": "self",
     "TaskPool._get_info": "self",

@@ -42,6 +42,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from certificates import Authority
 from kafka_delivery_worker.embedded import OrphanGuard, free_port
 
 KAFKA_VERSION = "4.4.0"
@@ -302,6 +303,81 @@ class RealKafka(_Server):
         # and leads no partition.
         leaders = {part.leader for topic in metadata.topics.values() for part in topic.partitions.values()}
         return self.node_id in metadata.brokers and -1 not in leaders
+
+
+class SecureKafka(RealKafka):
+    """A `RealKafka` with two more listeners: TLS with client certificates, and SASL with tokens.
+
+    The principal of a TLS client is ``User:CN=<name>``. A token is any unsigned JWT (`unsigned_token`). The listener of
+    `bootstrap_servers` stays open to everybody.
+
+    Args:
+        authority: signs the broker's certificate, and must have signed a client's.
+    """
+
+    def __init__(self, directory: Path, authority: Authority) -> None:
+        super().__init__(directory, authorizer=True)
+        self.tls_port, self.token_port = free_port(), free_port()
+        directory.mkdir(parents=True, exist_ok=True)
+        store = directory / "broker.pem"
+        certificate, key = authority.pair("broker")
+        store.write_bytes(key + certificate)
+        places = {"PLAINTEXT": self.port, "SSL": self.tls_port, "SASL_PLAINTEXT": self.token_port}
+        listeners = ",".join(f"{name}://{_HOST}:{port}" for name, port in places.items())
+        login = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule"
+        self._overrides |= {
+            "listeners": f"{listeners},CONTROLLER://{_HOST}:{self.controller_port}",
+            "advertised.listeners": listeners,
+            "listener.security.protocol.map": ",".join(
+                ["CONTROLLER:PLAINTEXT", *(f"{name}:{name}" for name in places)]
+            ),
+            "inter.broker.listener.name": "PLAINTEXT",
+            "ssl.client.auth": "required",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(store),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(authority.path),
+            "sasl.enabled.mechanisms": "OAUTHBEARER",
+            "listener.name.sasl_plaintext.oauthbearer.sasl.jaas.config": f"{login} required;",
+            # A session ends with its token, so that a client needs the next one.
+            "connections.max.reauth.ms": "3600000",
+        }
+
+    @property
+    def tls_servers(self) -> str:
+        """Where clients with a certificate connect."""
+        return f"{_HOST}:{self.tls_port}"
+
+    @property
+    def token_servers(self) -> str:
+        """Where clients with a token connect."""
+        return f"{_HOST}:{self.token_port}"
+
+    def reserve(self, topic: str, principal: str) -> None:
+        """Let only `principal` use the topic, and those who connect without a name."""
+        for name in (principal, "User:ANONYMOUS"):
+            rule = AclBinding(
+                ResourceType.TOPIC,
+                topic,
+                ResourcePatternType.LITERAL,
+                name,
+                "*",
+                AclOperation.ALL,
+                AclPermissionType.ALLOW,
+            )
+            for future in self.admin.create_acls([rule]).values():
+                future.result(10)
+
+
+def unsigned_token(lifetime_s: float) -> tuple[str, float]:
+    """A JWT that nobody has signed, and when it expires: what `SecureKafka` takes."""
+
+    def part(content: Mapping[str, object]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+
+    now = time.time()
+    claims = part({"sub": "tester", "iat": now, "exp": now + lifetime_s})
+    return f"{part({'alg': 'none'})}.{claims}.", now + lifetime_s
 
 
 class AnotherBroker(RealKafka):

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker.embedded import MockKafka
-from kafka_delivery_worker.producer import COLLECTED_S, Outgoing, Producer, Report
+from kafka_delivery_worker.producer import COLLECTED_S, NoClientError, Outgoing, Producer, Report
 from servers import fatal_error, read_all, wait_until
 
 TOPIC = "produced"
@@ -36,7 +36,12 @@ class Sends:
         with self._lock:
             self.reports[number] = []
         outgoing = Outgoing(TOPIC, str(number).encode(), None, [], partition, int(time.time() * 1000))
-        self.producer.produce(outgoing, lambda report: self._reported(number, report))
+        try:
+            self.producer.produce(outgoing, lambda report: self._reported(number, report))
+        except NoClientError:
+            with self._lock:
+                assert self.reports.pop(number) == []
+            raise
 
     def _reported(self, number: int, report: Report) -> None:
         with self._lock:
@@ -83,6 +88,8 @@ def make(request: pytest.FixtureRequest, kafka: MockKafka) -> Iterator[Callable[
         if request.param == "is polled":
             producer.poll_by_caller(lambda: None)
             threading.Thread(target=serve, args=(producer,), daemon=True).start()
+            producer.start()
+            producer.wait_for_client(60)
         return producer
 
     def serve(producer: Producer) -> None:
@@ -123,7 +130,7 @@ def test_whoever_fails_with_a_report_fails_alone(kafka: MockKafka, make: Callabl
 def client_of(producer: Producer) -> Any:
     """The librdkafka client that it has now."""
     assert producer._made is not None
-    return producer._made[0]
+    return producer._made.client
 
 
 def test_many_threads_share_one_client(kafka: MockKafka, make: Callable[..., Producer]) -> None:
@@ -281,8 +288,11 @@ def test_clients_fail_while_many_threads_send(kafka: MockKafka, make: Callable[.
     def send(first: int) -> int:
         number = first
         while not enough.is_set():  # who sent a number of records would be done before the second one fails
-            sends.send(number)
-            number += 1
+            try:
+                sends.send(number)
+                number += 1
+            except NoClientError:  # told at once where the caller polls
+                producer.wait_for_client(60)
         return number - first
 
     with ThreadPoolExecutor(4) as threads:
@@ -395,6 +405,8 @@ def test_no_answer_counts_while_nobody_collects_the_reports(kafka: MockKafka, mo
     monkeypatch.setattr("kafka_delivery_worker.producer.monotonic", lambda: moment)
     producer = Producer(Settings(bootstrap_servers=kafka.bootstrap_servers))
     producer.poll_by_caller(lambda: None)
+    producer.start()
+    producer.wait_for_client(60)
     producer.produce(Outgoing(TOPIC, b"x", None, [], 0, 1), lambda report: None)
     moment += COLLECTED_S
     assert producer.answers(TOPIC, 30)
@@ -410,8 +422,10 @@ def test_whether_a_broker_answers(
 ) -> None:
     """Asking makes no client and no topic, and takes no longer than it may."""
     monkeypatch.setattr("kafka_delivery_worker.producer.COLLECTED_S", 60)  # of that see the test above
+    new = Producer(Settings(bootstrap_servers=kafka.bootstrap_servers))
+    assert not new.answers(TOPIC, 1)
+    assert (new.has_client, new._maker) == (False, None)
     producer = make()
-    assert not producer.answers(TOPIC, 1)
     sends = Sends(producer)
     sends.send(0)
     sends.wait()

@@ -28,6 +28,13 @@ class Producer:
         self.in_flight = 0
         self.reports: list[Callable[[Report], None]] = []
         self.fault: Exception | None = None
+        self.begun: list[Any] = []
+
+    def start(self) -> None:
+        self.begun.append("start")
+
+    def wait_for_client(self, timeout_s: float) -> None:
+        self.begun.append(timeout_s)
 
     def poll_by_caller(self, wake: Callable[[], None]) -> None:
         self.wake = wake
@@ -75,6 +82,10 @@ class TestPool:
     def test_it_says_what_celery_must_not_do_after_a_broken_connection(self, ours: pool.TaskPool, lease: Lease) -> None:
         assert ours.app.conf.worker_enable_prefetch_count_reduction is False
         assert lease.pool_keeps_reserved
+
+    def test_it_begins_with_a_client_if_that_is_made_in_time(self, ours: pool.TaskPool, producer: Producer) -> None:
+        ours.on_start()
+        assert producer.begun == ["start", pool.FIRST_CLIENT_S]
 
     def test_reports_are_collected_by_one_timer(self, ours: pool.TaskPool, producer: Producer, hub: Hub) -> None:
         """However many wake it, of whatever thread, and however often a connection broke."""

@@ -45,7 +45,9 @@ def worker_app() -> Any:
         SettingsError: a setting is wrong; nothing was started.
     """
     s = settings.current()
-    check_properties(s)
+    missing = check_properties(s)
+    if missing:
+        log.warning("worker.no_client reason=%r", missing)  # it waits for that, as for a Kafka that is away
     if _is_flower(sys.argv):
         for variable, value in FLOWER_DEFAULTS.items():
             os.environ.setdefault(variable, value)

@@ -198,7 +198,11 @@ def _librdkafka(s: Settings) -> Iterator[Finding]:
             )
         else:
             yield Finding("sasl", "ok", f"librdkafka {version} has {mechanism}")
-    check_properties(s)
+    missing = check_properties(s)
+    if missing:
+        do = "put that where workers find it; they start without it, wait, and deliver nothing until then"
+        yield Finding("librdkafka", "error", f"no client can be made now: {missing}", do)
+        return
     yield Finding("librdkafka", "ok", f"librdkafka {version} accepts the properties")
 
 

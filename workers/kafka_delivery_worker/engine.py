@@ -199,7 +199,10 @@ class Engine:
         ]
 
     def _produce(self, producer: Producer, batch: list[tuple[Outgoing, Admission]]) -> list[Report]:
-        """Produce all and wait for all reports; a missing one is a timeout: the record may be in the log."""
+        """Produce all and wait for all reports; a missing one is a timeout: the record may be in the log.
+
+        Without a client the records are reported as not sent, which is this process's fault and not theirs.
+        """
         if not batch:
             return []
         reports: list[Report] = [Report(KafkaError(KafkaError._MSG_TIMED_OUT))] * len(batch)
@@ -211,8 +214,16 @@ class Engine:
             if next(arrived) == len(batch):  # one wake-up for all: each takes the interpreter's lock
                 all_there.set()
 
+        has_client = True
         for place, (outgoing, admission) in enumerate(batch):
-            producer.produce(outgoing, put, place, outgoing.topic, admission)
+            if has_client:  # each record would wait for one
+                try:
+                    producer.produce(outgoing, put, place, outgoing.topic, admission)
+                    continue
+                except NoClientError as error:
+                    has_client = False
+                    log.warning("engine.no_client records=%d reason=%r", len(batch) - place, str(error))
+            put(place, outgoing.topic, admission, Report(KafkaError(KafkaError._PURGE_QUEUE)))
         all_there.wait(self._settings.report_timeout_s)
         return list(reports)
 

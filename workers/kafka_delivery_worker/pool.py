@@ -39,6 +39,9 @@ BATCHED = 4_000
 """Records in flight up to which another batch begins: enough that Kafka never waits for one, and librdkafka's buffer
 (20,000) has room for it, and for as many records that are stuck."""
 
+FIRST_CLIENT_S = 3.0
+"""Longest wait for the first client before the worker takes messages; it starts without one, too."""
+
 QUIET_POLL_S = 1.0
 """How often librdkafka may call back while nothing is in flight; it has only errors to tell."""
 
@@ -68,6 +71,12 @@ class TaskPool(ThreadPool):
         # After a reconnect Celery would leave room for `concurrency` messages less those in flight: for one, and here
         # nothing raises it again. The lease counts what is in flight over all connections.
         self.app.conf.worker_enable_prefetch_count_reduction = False
+
+    def on_start(self) -> None:
+        """Begin with a client, if it is made in time: a token takes a second, and records would come back meanwhile."""
+        super().on_start()
+        self._producer.start()
+        self._producer.wait_for_client(FIRST_CLIENT_S)
 
     def register_with_event_loop(self, loop: Any) -> None:
         self._hub = loop

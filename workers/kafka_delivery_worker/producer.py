@@ -2,7 +2,10 @@
 
 librdkafka does the work: batches, order, its own resends, idempotence. This module adds what it leaves to its users:
 a report for every record come what may, back-pressure instead of an error when its buffer is full, the reason behind
-a timeout, and a new client when one has failed for good.
+a timeout, and a new client when one has failed for good or when its certificates were renewed.
+
+A thread makes the clients, since that may fail or hang for reasons of its own: a file that is not there, a token
+server that is away. `client` says what can go wrong. No record is charged for it.
 
 Concurrency: `produce` may be called from any thread; reports arrive in whichever thread polls, mostly the producer's
 own, so `on_report` must not block.
@@ -16,11 +19,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka import Producer as Client
 
 from kafka_delivery.errors import SettingsError
 from kafka_delivery.names import REDRIVE_COUNT
@@ -28,10 +30,10 @@ from kafka_delivery.record import Record
 from kafka_delivery.settings import DEAD_LETTER_HEADROOM_BYTES, Settings
 
 from .classify import Kind, verdict
+from .client import OAUTH_CB, SURROUNDINGS, Connection, NotMadeError, TokenSource, connect, identities, own_class
 from .dotted import load
 
 log = logging.getLogger("kafka_delivery.producer")
-librdkafka_log = logging.getLogger("kafka_delivery.librdkafka")
 
 POLL_S = 0.5
 """How long the polling thread sleeps in librdkafka, which wakes it for a report; only closing waits for it."""
@@ -47,11 +49,32 @@ COLLECTED_S = 2.0
 
 MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 
+CHECK_TOKEN_S = 2.0
+"""Longest wait for a token when a worker starts, which goes on without one, and in `doctor`."""
+
+MECHANISM = ("sasl.mechanism", "sasl.mechanisms")
+"""librdkafka has two names for it."""
+
 REPEATED_ERROR_S = 30.0
 """A broker that is down is reported every two seconds; the same error is logged once in this time."""
 
+FIRST_CLIENT_S = 10.0
+"""Longest wait of a record for a client, in threads that hold up nobody else."""
 
-NO_CLIENT = -1
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""Between two tries to make a client; it doubles."""
+
+LOOK_S = 10.0
+"""How often the files of the client are looked at."""
+
+RETIRED_POLL_S = 0.05
+"""How long a poll of a client that takes no new records waits for a report."""
+
+RETIRED_S = 1.0
+"""A client that takes no new records stays at least so long: a thread may be about to hand it one."""
+
+RETIRED_GRACE_S = 5.0
+"""A client that takes no new records stays at most this much longer than a record may take."""
 
 new_tuple = tuple.__new__
 """Makes a NamedTuple without its own constructor, which is a Python function: there are two for each record."""
@@ -99,10 +122,17 @@ class Report(NamedTuple):
     timestamp_ms: int | None = None
 
 
+class NoClientError(Exception):
+    """Raised by `Producer.produce` when there is no client now. Nothing was handed over, and no report will come.
+
+    The text is a short reason without secrets.
+    """
+
+
 class _Pending:
     """A record between `produce` and its report, which librdkafka delivers by calling this."""
 
-    __slots__ = ("generation", "on_report", "outgoing", "producer", "resends", "what")
+    __slots__ = ("connection", "on_report", "outgoing", "producer", "resends", "what")
 
     def __init__(
         self,
@@ -116,7 +146,7 @@ class _Pending:
         self.outgoing = outgoing
         self.on_report = on_report
         self.what = what
-        self.generation = NO_CLIENT
+        self.connection: Connection | None = None
         self.resends = resends
 
     def __call__(self, error: KafkaError | None, message: Any) -> None:
@@ -128,12 +158,14 @@ class _Pending:
 
 
 class Producer:
-    """A librdkafka producer that is made on first use, so that it is born after the fork.
+    """A librdkafka producer whose client is made by a thread, from the first record on or after `start`.
 
     Args:
         settings: of the worker.
         on_error: called with the code of each error of the client itself or of its brokers.
         on_failure: called with topic and code of each record that is reported as failed.
+        on_client: called by the thread that makes clients, with "" as soon as there is one, and with the reason after
+            each try that failed.
         **properties: librdkafka properties that differ from them.
     """
 
@@ -147,11 +179,26 @@ class Producer:
     ) -> None:
         self._told = on_error
         self._on_failure = on_failure
+        self._on_client = on_client
         self._properties = librdkafka_properties(settings) | properties
-        self._lock = threading.RLock()
-        self._generation = 0
-        self._made: tuple[Client, int] | None = None
-        """The client, and which it is."""
+        function = self._properties.pop("oauth_cb", None)
+        self._tokens = None if function is None else TokenSource(function)
+        self._drained_s = settings.message_timeout_ms / 1000 + RETIRED_GRACE_S
+        self._changed = threading.Condition(threading.RLock())
+        """Guards all of this. Notified when there is another client, or none is wanted any more."""
+        self._made: Connection | None = None
+        """The client that takes records."""
+        self._retired: dict[Connection, float] = {}
+        """Clients that take no more records, and since when."""
+        self._waiting: list[tuple[_Pending, int]] = []
+        """Records of a failed client that wait for the next one, and what is reported of them if there is none."""
+        self._wait_till = 0.0
+        self._wanted = False
+        self._failing = False
+        """The last try to make a client failed."""
+        self._missing = ""
+        self._maker: threading.Thread | None = None
+        self._failed_at = -FIRST_PAUSE_S
         self._pending: set[_Pending] = set()
         self._closing = False
         self._wake: Callable[[], None] | None = None
@@ -162,6 +209,29 @@ class Producer:
         self.waited_s = 0.0
         """For room in the client's buffer."""
 
+    def start(self) -> None:
+        """Let a thread make the client, unless there is one. It tries until it has one; this does not wait for it."""
+        with self._changed:
+            if self._made is not None or self._closing:
+                return
+            self._wanted = True
+            self._changed.notify_all()
+            if self._maker is not None or monotonic() - self._failed_at < FIRST_PAUSE_S:
+                return
+            maker = threading.Thread(target=self._keep_client, name="kafka-delivery-client", daemon=True)
+            try:
+                maker.start()
+                self._maker = maker
+                return
+            except RuntimeError as error:  # `serve`, or the next record, tries again
+                why = f"no thread to make it: {type(error).__name__}"
+        self._not_made(why)
+
+    def wait_for_client(self, timeout_s: float) -> None:
+        """Wait until there is a client, or until a try to make one has failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._made is not None or self._failing or self._closing, timeout_s)
+
     def produce(self, outgoing: Outgoing, on_report: Callable[..., None], *what: Any) -> None:
         """Hand a record over. Waits while the buffer is full.
 
@@ -169,13 +239,21 @@ class Producer:
             outgoing: the record.
             on_report: called once, with `what` and then the `Report`.
             what: tells its reports apart; a function made for each record would cost more than the call.
+
+        Raises:
+            NoClientError: there is no client. Who polls by itself is told so at once; all others wait for one, for up
+                to `FIRST_CLIENT_S` seconds.
         """
         pending = _Pending(self, outgoing, on_report, what)
         self._pending.add(pending)
-        self._hand_over(pending)
+        try:
+            self._hand_over(pending)
+        except BaseException:  # nothing was handed over, and no report will come
+            self._pending.discard(pending)
+            raise
 
     def poll_by_caller(self, wake: Callable[[], None]) -> None:
-        """Say, before the first record, that the caller will `serve` while records are in flight.
+        """Say, before `start` and the first record, that the caller will `serve` while records are in flight.
 
         Args:
             wake: called, in any thread, for each record that is handed over.
@@ -186,12 +264,15 @@ class Producer:
         """Collect reports for up to `timeout_s`; they are delivered in this thread."""
         made = self._made
         if made is None:
+            if self._wanted and self._maker is None:
+                self.start()  # there was no thread for it
+            if self._waiting and monotonic() >= self._wait_till:
+                self._drop_waiting()
             return
-        client, generation = made
-        failure = self._serve(partial(client.poll, timeout_s))
+        failure = self._serve(made, partial(made.client.poll, timeout_s))
         self._served_at = monotonic()
         if failure is not None:
-            self._replace(generation, failure)
+            self._replace(made, failure)
 
     def answers(self, topic: str, timeout_s: float) -> bool:
         """Whether any broker says within `timeout_s` what it knows of a topic; it is not created by asking."""
@@ -199,18 +280,27 @@ class Producer:
         if self._wake is not None and monotonic() - self._served_at > COLLECTED_S:
             return False  # nobody collects the reports, which may all be there: this process is silent, not the topic
         try:
-            return made is not None and bool(made[0].list_topics(topic, timeout_s))
+            return made is not None and bool(made.client.list_topics(topic, timeout_s))
         except (KafkaException, RuntimeError):  # it cannot be reached, or the client was closed meanwhile
             return False
 
     def lacks(self, topic: str, timeout_s: float) -> bool:
         """Whether the cluster says, within `timeout_s`, that there is no such topic; it is not created by asking."""
-        client, _ = self._current()
         try:
-            error = client.list_topics(topic, timeout_s).topics[topic].error
-        except (KafkaException, RuntimeError):  # it cannot be reached, or the client was closed meanwhile
-            return False
+            error = self._current().client.list_topics(topic, timeout_s).topics[topic].error
+        except (NoClientError, KafkaException, RuntimeError):
+            return False  # it cannot be reached, or the client was closed meanwhile
         return error is not None and error.code() in MISSING
+
+    @property
+    def has_client(self) -> bool:
+        """Whether records can be handed over now."""
+        return self._made is not None
+
+    @property
+    def missing(self) -> str:
+        """Why there is no client; "" if there is one, or if the first one is being made."""
+        return "" if self._made is not None else self._missing
 
     @property
     def in_flight(self) -> int:
@@ -228,37 +318,46 @@ class Producer:
 
     def give_back(self) -> None:
         """Take no more records, and report those in flight as purged. For those Kafka has already, that is unknown."""
-        self._closing = True
-        made = self._made
-        if made is not None:
-            self._serve(made[0].purge)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for connection in self._connections():
+            self._serve(connection, connection.client.purge)
+        self._drop_waiting()
 
     def close(self, timeout_s: float) -> None:
-        """Deliver what is in flight within `timeout_s`, report the rest as purged, and end the client."""
-        with self._lock:
-            made = self._made
-        if made is None:
-            self._closing = True
-            return
-        client, _ = made
+        """Deliver what is in flight within `timeout_s`, report the rest as purged, and end the client.
+
+        Waits no longer for a client that is being made: one that appears too late is closed by the thread that made it.
+        """
+        deadline = monotonic() + timeout_s
         if not self._closing:
-            self._serve(partial(client.flush, timeout_s))
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or not self._waiting, timeout_s)
+            for connection in self._connections():
+                self._serve(connection, partial(connection.client.flush, max(0.0, deadline - monotonic())))
         self.give_back()
-        self._serve(partial(client.flush, LOST_REPORT_WAIT_S))
+        connections = self._connections()
+        for connection in connections:
+            self._serve(connection, partial(connection.client.flush, LOST_REPORT_WAIT_S))
         for pending in self._pending.copy():
             self._finish(pending, Report(KafkaError(KafkaError._PURGE_INFLIGHT)))
-        self._serve(client.close)
+        for connection in connections:
+            self._serve(connection, connection.close)
+        with self._changed:
+            self._retired.clear()
+            self._changed.notify_all()
 
-    # -- the client and its failures
+    # -- handing over
     def _hand_over(self, pending: _Pending) -> None:
         while pending in self._pending:  # another thread may find that its client has failed, and send it again
             if self._closing:
                 self._finish(pending, Report(KafkaError(KafkaError._PURGE_QUEUE)))
                 return
-            client, pending.generation = self._made or self._current()
+            made = pending.connection = self._made or self._current()
             topic, value, key, headers, partition, timestamp_ms = pending.outgoing
             try:  # all by position: names would double what the call costs
-                client.produce(
+                made.produce(
                     topic, value, key, -1 if partition is None else partition, pending, None, timestamp_ms, headers
                 )
                 if self._wake is not None:
@@ -266,8 +365,8 @@ class Producer:
                 return
             except BufferError:
                 since = monotonic()
-                self._serve(partial(client.poll, 0.1))  # back-pressure: reports make room
-                with self._lock:
+                self._serve(made, partial(made.client.poll, 0.1))  # back-pressure: reports make room
+                with self._changed:
                     self.waited_s += monotonic() - since
             except KafkaException as failure:
                 error: KafkaError = failure.args[0]
@@ -278,42 +377,243 @@ class Producer:
                 if verdict(error.code()).kind is not Kind.FATAL:
                     self._finish(pending, Report(error))
                     return
-                generation, pending.generation = pending.generation, NO_CLIENT  # this one is sent again here
-                self._replace(generation, error)
+                pending.connection = None  # this one is sent again here
+                self._replace(made, error)
                 pending.resends += 1
                 if pending.resends > MAX_RESENDS:
                     self._finish(pending, Report(error))
             except RuntimeError:  # closed meanwhile, in another thread
-                self._closing = True
-            except BaseException:  # nothing was handed over, and no report will come
-                self._pending.discard(pending)
-                raise
+                self._closed(made)
 
-    def _current(self) -> tuple[Client, int]:
-        current = self._made  # read once: another thread may replace it
-        if current is None:
-            with self._lock:
-                current = self._made = self._made or self._make()
-        return current
+    def _current(self) -> Connection:
+        """The client that takes records; it is waited for where nobody else is held up.
 
-    def _make(self) -> tuple[Client, int]:
-        client = Client(self._properties | {"error_cb": self._on_error}, logger=librdkafka_log)
+        Raises:
+            NoClientError: there is none.
+        """
+        self.start()
+        with self._changed:
+            if self._wake is None and threading.current_thread() is not self._maker:
+                self._changed.wait_for(
+                    lambda: self._closing or self._made is not None or self._maker is None, FIRST_CLIENT_S
+                )
+            if self._made is None:
+                raise NoClientError(self._missing or "the client is being made")
+            return self._made
+
+    def _resend(self, pending: _Pending, error: KafkaError, maybe_sent: bool) -> None:
+        """Send it again as a new one, once, whichever threads ask for it; a late report is then nobody's.
+
+        Raises nothing: it runs in whichever thread polls.
+        """
+        if pending.resends >= MAX_RESENDS:
+            self._finish(pending, Report(error))
+            return
+        again = _Pending(self, pending.outgoing, pending.on_report, pending.what, pending.resends + 1)
+        self._pending.add(again)  # first: the record is in flight all the time
+        if self._take(pending):
+            self._send_or_wait(again, KafkaError._PURGE_INFLIGHT if maybe_sent else KafkaError._PURGE_QUEUE)
+        else:
+            self._pending.discard(again)
+
+    def _send_or_wait(self, pending: _Pending, unsent: int) -> None:
+        """Hand it to the client, or let it wait for one that is about to be made.
+
+        Args:
+            pending: the record.
+            unsent: what is reported of it when there is no client; the fault is this process's then.
+        """
+        while True:
+            try:
+                if self._made is not None:
+                    self._hand_over(pending)
+                    return
+            except NoClientError:
+                pass
+            except Exception as error:
+                log.error("producer.not_resent error=%s", type(error).__name__)
+                self._finish(pending, Report(KafkaError(unsent)))
+                return
+            with self._changed:
+                if self._made is not None and not self._closing:
+                    continue  # it appeared meanwhile
+                waits = not self._closing and not self._failing
+                if waits:
+                    if not self._waiting:
+                        self._wait_till = monotonic() + FIRST_CLIENT_S
+                    self._waiting.append((pending, unsent))
+            break
+        self.start()
+        if not waits:
+            self._finish(pending, Report(KafkaError(unsent)))
+
+    def _drop_waiting(self) -> None:
+        """Report the records that wait for a client as not sent."""
+        with self._changed:
+            waiting, self._waiting = self._waiting, []
+            self._changed.notify_all()
+        for pending, code in waiting:
+            self._finish(pending, Report(KafkaError(code)))
+
+    # -- making clients, in a thread
+    def _keep_client(self) -> None:
+        """Make a client when one is wanted, look after its files, and end those that take no more records."""
+        pause_s, look_at = FIRST_PAUSE_S, 0.0
+        while not self._closing or self._retired:
+            try:
+                made = self._made
+                if self._closing:
+                    pass  # `close` ends the clients
+                elif made is None and self._wanted:
+                    if self._make():
+                        pause_s, look_at = FIRST_PAUSE_S, monotonic() + LOOK_S
+                    else:
+                        self._pause(pause_s)
+                        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                elif made is not None and monotonic() >= look_at:
+                    self._renew(made)
+                    look_at = monotonic() + LOOK_S
+                self._serve_retired()
+                self._idle(look_at)
+            except Exception:  # without this thread there would never be a client again
+                log.exception("producer.maker_failed")
+                self._pause(LONGEST_PAUSE_S)
+
+    def _idle(self, look_at: float) -> None:
+        """Wait until there is something to do."""
+        with self._changed:
+            if not (self._retired or self._closing or (self._made is None and self._wanted)):
+                self._changed.wait(None if self._made is None else max(0.0, look_at - monotonic()))
+
+    def _pause(self, pause_s: float) -> None:
+        """Wait before the next try; not when the producer is closing."""
+        end = monotonic() + pause_s
+        while not self._closing and (left := end - monotonic()) > 0:
+            self._serve_retired()
+            with self._changed:
+                if not self._retired:
+                    self._changed.wait_for(lambda: self._closing or bool(self._retired), left)
+
+    def _make(self) -> bool:
+        """Make a client; whether there is one now."""
+        try:
+            fresh = self._connect()
+        except NotMadeError as error:
+            self._not_made(str(error))
+            return False
+        self._install(fresh)
+        return True
+
+    def _connect(self) -> Connection:
+        """A new client, and what polls it.
+
+        Raises:
+            NotMadeError: it cannot be made now.
+        """
+        own: list[Connection] = []
+        connection = connect(
+            self._properties,
+            lambda error: self._on_error(error, alone=bool(own) and not own[0].current),
+            self._tokens,
+        )
+        own.append(connection)
         if self._wake is None:
-            threading.Thread(
-                target=self._poll,
-                args=(client, self._generation),
-                name=f"kafka-delivery-reports-{self._generation}",
-                daemon=True,
-            ).start()
-        return client, self._generation
+            polling = threading.Thread(
+                target=self._poll, args=(connection,), name="kafka-delivery-reports", daemon=True
+            )
+            try:
+                polling.start()
+            except RuntimeError as error:
+                connection.close()
+                raise NotMadeError(f"no thread to poll it: {type(error).__name__}") from None
+        return connection
 
-    def _poll(self, client: Client, generation: int) -> None:
-        while generation == self._generation and (self._pending or not self._closing):
-            failure = self._serve(partial(client.poll, POLL_S))
+    def _install(self, fresh: Connection) -> None:
+        """Let new records take this client. One that takes them now keeps what it has until its reports are there."""
+        waiting: list[tuple[_Pending, int]] = []
+        with self._changed:
+            before, late = self._made, self._closing
+            if not late:
+                self._made, self._missing, self._failing, self._wanted = fresh, "", False, False
+                if before is not None:
+                    before.current = False
+                    self._retired[before] = monotonic()
+                waiting, self._waiting = self._waiting, []
+                self._changed.notify_all()
+        if late:
+            fresh.current = False
+            fresh.close()
+        elif before is None:
+            self._tell("")
+        for pending, unsent in waiting:
+            self._send_or_wait(pending, unsent)
+
+    def _not_made(self, why: str) -> None:
+        with self._changed:
+            self._missing, self._failing, self._failed_at = why, True, monotonic()
+            self._changed.notify_all()
+        log.warning("producer.no_client reason=%r", why)
+        self._tell(why)
+        self._drop_waiting()
+
+    def _tell(self, why: str) -> None:
+        if self._on_client is not None:
+            try:
+                self._on_client(why)
+            except Exception:
+                log.exception("producer.on_client_failed")
+
+    def _renew(self, made: Connection) -> None:
+        """Make a new client if the files of this one have changed; keep this one if that fails."""
+        now = identities(self._properties)
+        changed = ",".join(name for name in now if now[name] != made.files[name])
+        if not changed:
+            return
+        try:
+            fresh = self._connect()
+        except NotMadeError as error:  # half of a pair, perhaps: the other half is on its way
+            log.warning("producer.not_renewed changed=%s reason=%r", changed, str(error))
+            return
+        log.info("producer.renewed changed=%s in_flight=%d", changed, len(self._pending))
+        self._install(fresh)
+
+    def _serve_retired(self) -> None:
+        """Collect reports of clients that take no more records, and end those that hold none."""
+        for connection, since in list(self._retired.items()):
+            failure = self._serve(connection, partial(connection.client.poll, RETIRED_POLL_S))
             if failure is not None:
-                self._replace(generation, failure)
+                self._replace(connection, failure)
+            if self._closing:
+                continue  # `close` does the rest
+            age_s = monotonic() - since
+            if age_s > self._drained_s:
+                self._serve(connection, connection.client.purge)
+                self._serve(connection, partial(connection.client.flush, LOST_REPORT_WAIT_S))
+            elif not connection.failed and (age_s < RETIRED_S or self._held_by(connection)):
+                continue
+            with self._changed:
+                if self._closing:
+                    continue
+                del self._retired[connection]
+            self._serve(connection, connection.close)
+            for pending in self._held_by(connection):  # their reports are lost
+                self._resend(pending, KafkaError(KafkaError._PURGE_INFLIGHT), maybe_sent=True)
 
-    def _serve(self, call: Callable[[], Any]) -> KafkaError | None:
+    def _connections(self) -> list[Connection]:
+        with self._changed:
+            return [*([] if self._made is None else [self._made]), *self._retired]
+
+    def _held_by(self, connection: Connection) -> list[_Pending]:
+        return [pending for pending in self._pending.copy() if pending.connection is connection]
+
+    # -- polling, and clients that fail
+    def _poll(self, connection: Connection) -> None:
+        while connection.current and (self._pending or not self._closing):
+            failure = self._serve(connection, partial(connection.client.poll, POLL_S))
+            if failure is not None:
+                self._replace(connection, failure)
+
+    def _serve(self, connection: Connection, call: Callable[[], Any]) -> KafkaError | None:
         """Let librdkafka call back. Returns the error if it has failed for good, which it raises here.
 
         When a report is due in the same moment, its callback runs with that exception pending and dies of it with a
@@ -329,45 +629,44 @@ class Producer:
         except SystemError:
             return KafkaError(KafkaError._FATAL)
         except RuntimeError:
-            self._closing = True
+            self._closed(connection)
         return None
 
-    def _replace(self, generation: int, error: KafkaError) -> None:
-        """Drop the client of `generation`, once, and send again what it held.
+    def _closed(self, connection: Connection) -> None:
+        """Another thread has closed it: as one that takes no more records, or with the producer."""
+        if connection.current:
+            self._closing = True
 
-        The next record makes the new client; without one there is none, so that a client which fails at once (say, for
-        want of a permission) is not made again and again.
+    def _replace(self, connection: Connection, error: KafkaError) -> None:
+        """Drop a client that has failed, once, and send again what it held.
+
+        The next one is made for these records, or for the next record; without any there is none, so that a client
+        which fails at once (say, for want of a permission) is not made again and again.
         """
-        with self._lock:
-            if generation != self._generation or self._closing or self._made is None:
+        with self._changed:
+            if connection.failed or self._closing:
                 return
-            (failed, _), self._made = self._made, None
-            self._generation += 1
+            connection.failed, connection.current = True, False
+            if self._made is connection:
+                self._made = None
+                self._missing = f"the last client has failed: {error.name()}"
             self.replaced += 1
         log.error("producer.replaced code=%s in_flight=%d", error.name(), len(self._pending))
-        failed.purge()
+        self._serve(connection, connection.client.purge)
         deadline = monotonic() + LOST_REPORT_WAIT_S
-        while len(failed) and monotonic() < deadline:
-            self._serve(partial(failed.flush, 0.1))
-        for pending in [p for p in self._pending.copy() if p.generation == generation]:
-            self._resend(pending, error)
-
-    def _resend(self, pending: _Pending, error: KafkaError) -> None:
-        """Send it again as a new one, once, whichever threads ask for it; a late report is then nobody's."""
-        if pending.resends >= MAX_RESENDS:
-            self._finish(pending, Report(error))
-            return
-        again = _Pending(self, pending.outgoing, pending.on_report, pending.what, pending.resends + 1)
-        self._pending.add(again)  # first: the record is in flight all the time
-        if self._take(pending):
-            self._hand_over(again)
-        else:
-            self._pending.discard(again)
+        while len(connection.client) and monotonic() < deadline:
+            self._serve(connection, partial(connection.client.flush, 0.1))
+        for pending in self._held_by(connection):
+            self._resend(pending, error, maybe_sent=True)
+        with self._changed:
+            self._retired.setdefault(connection, monotonic())
+            self._changed.notify_all()
 
     # -- reports
     def _failed(self, pending: _Pending, error: KafkaError, waited_s: float | None) -> None:
-        if pending.generation != self._generation and not self._closing:
-            self._resend(pending, error)
+        connection = pending.connection
+        if connection is not None and connection.failed and not self._closing:
+            self._resend(pending, error, verdict(error.code()).duplicate)
             return
         cause = None
         if error.code() == KafkaError._MSG_TIMED_OUT and self._last_error:
@@ -393,11 +692,13 @@ class Producer:
             return False
         return True
 
-    def _on_error(self, error: KafkaError) -> None:
+    def _on_error(self, error: KafkaError, alone: bool) -> None:
+        """Note an error of a client or its brokers; `alone` if it takes no more records: others may be well."""
         now = monotonic()
-        self._last_error = (now, error)
-        if self._told is not None:
-            self._told(error.code())
+        if not alone:
+            self._last_error = (now, error)
+            if self._told is not None:
+                self._told(error.code())
         if now - self._logged.get(error.code(), -REPEATED_ERROR_S) >= REPEATED_ERROR_S:
             self._logged[error.code()] = now
             log.warning("producer.error code=%s detail=%r", error.name(), error.str())
@@ -430,20 +731,51 @@ def librdkafka_properties(s: Settings) -> dict[str, Any]:
     return properties
 
 
-def check_properties(s: Settings) -> None:
+def check_properties(s: Settings) -> str:
     """Ask librdkafka whether it knows and accepts all properties, without connecting anywhere.
 
+    Returns:
+        What is not there now, though the settings may be right: a file, a token, a plugin, threads. "" if a client can
+        be made.
+
     Raises:
-        SettingsError: it does not; the text names the property, never its value.
+        SettingsError: a setting is wrong; the text names the property, never its value.
     """
     properties = librdkafka_properties(s) | {"log_level": 0}
     del properties["bootstrap.servers"]
+    function = properties.pop("oauth_cb", None)
+    if function is not None and "OAUTHBEARER" not in (str(s.producer.get(name)).upper() for name in MECHANISM):
+        raise SettingsError(f"{OAUTH_CB}: it is of use with sasl.mechanism OAUTHBEARER only; set that, or remove it")
     try:
-        Client(properties)
+        source = None if function is None else TokenSource(function)
+        connect(properties, _ignore, source, CHECK_TOKEN_S).close()
+    except NotMadeError as error:
+        missing = str(error)
+    else:
+        return ""
+    # Whose fault is that? What needs nothing but the properties themselves tells.
+    rest = {name: value for name, value in properties.items() if name not in SURROUNDINGS}
+    if function is not None:
+        rest["oauth_cb"] = lambda _: ("token", time() + 3600)
+    try:
+        own_class()(rest)
     except KafkaException as error:
+        if error.args[0].code() == KafkaError._CRIT_SYS_RESOURCE:
+            return missing
         # librdkafka quotes the value of some; the name is enough to find it.
         named = re.search(r'property[: ]+"([^"]+)"', error.args[0].str())
         what = f"{named[1]} is unknown or has a value that it does not take" if named else error.args[0].name()
-        raise SettingsError(f"KAFKA_DELIVERY_PRODUCER: librdkafka refuses it: {what}") from None
+        raise _refused(f"librdkafka refuses it: {what}") from None
     except (TypeError, ValueError) as error:
-        raise SettingsError(f"KAFKA_DELIVERY_PRODUCER: {type(error).__name__}: a property has the wrong type") from None
+        raise _refused(f"{type(error).__name__}: a property has the wrong type") from None
+    except (RuntimeError, MemoryError, OSError):
+        return missing
+    return missing
+
+
+def _refused(why: str) -> SettingsError:
+    return SettingsError(f"KAFKA_DELIVERY_PRODUCER: {why}")
+
+
+def _ignore(error: KafkaError) -> None:
+    """A client that connects nowhere has nothing to say."""

@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from kafka_delivery.errors import DeliveryError
 from kafka_delivery.settings import Settings
 
+from .classify import delivery_error
 from .producer import MISSING, Producer, librdkafka_properties
 
 log = logging.getLogger("kafka_delivery.topics")
@@ -53,12 +54,21 @@ class DeadLetterTopics:
             return missing
 
     def create(self, topic: str, error: DeliveryError) -> bool:
-        """Make `topic` if `error` says that it is missing; True if it is there now."""
+        """Make `topic` if `error` says that it is missing; True if it is there now.
+
+        Raises:
+            ProducerError: this process can make no client to ask for it now.
+        """
         if not self._settings.create_dead_letter_topics or error.code not in MISSING:
             return False
         s = self._settings
         with self._lock:  # of many threads that miss it, one creates it
-            failure = create_topic(admin(s), topic, s.dead_letter_partitions, s.dead_letter_replication)
+            try:
+                client = admin(s)
+            except KafkaException as fault:  # say, a certificate that is not there now
+                log.error("topic.no_client topic=%s code=%s", topic, fault.args[0].name())
+                raise delivery_error(KafkaError(KafkaError._PURGE_QUEUE), topic, error.message_id) from None
+            failure = create_topic(client, topic, s.dead_letter_partitions, s.dead_letter_replication)
             self._missing.pop(topic, None)
         if failure is not None:
             log.error("topic.not_created topic=%s code=%s", topic, failure.name())
