@@ -43,7 +43,7 @@ log = logging.getLogger("kafka_delivery.engine")
 NO_PROBE: Admission = 0
 """Of a record that was admitted before and is sent again: late, whatever becomes of it."""
 
-NO_CLIENT_PAUSE_S = 5.0
+NO_CLIENT_PAUSE_S = 1.0
 """How long a message waits that came while there was no client, in seconds."""
 
 HOOK_CLOSE_S = 5.0

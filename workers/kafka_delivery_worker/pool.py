@@ -25,6 +25,7 @@ from kafka_delivery import settings
 
 from . import engine
 from .producer import Outgoing, Report
+from .standstill import MAKING
 from .transport import process_lease
 
 log = logging.getLogger("kafka_delivery.pool")
@@ -75,6 +76,7 @@ class TaskPool(ThreadPool):
     def on_start(self) -> None:
         """Begin with a client, if it is made in time: a token takes a second, and records would come back meanwhile."""
         super().on_start()
+        self._breaker.client("main", MAKING)  # first: the producer says when there is one
         self._producer.start()
         self._producer.wait_for_client(FIRST_CLIENT_S)
 
