@@ -18,11 +18,10 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 
 from kafka_delivery import settings
 from kafka_delivery.names import DEAD_LETTER, PROBE, RELEASED, SEND, SEND_MANY, is_topic_name
-from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
 
-from . import breaker, engine
+from . import breaker, engine, parked_items
 from .lease import REDIS_FAULTS, pause_s
-from .parking import Parked
+from .parked_items import Reason
 from .transport import Channel
 
 log = logging.getLogger("kafka_delivery.consumer")
@@ -139,19 +138,15 @@ class Consumer(CeleryConsumer):
         headers = message.headers if isinstance(message.headers, dict) else {}
         if PROBE in headers:
             breaker.current().not_sent(headers[PROBE])
-        item_id = _printable(headers.get("id") or message.properties.get("correlation_id") or uuid7())
+        reason = Reason(kind=kind, error_class=type(exc).__name__ if exc else "UnknownMessage", error_message=why)
         try:
-            item = Parked(
-                id=item_id,
-                kind=kind,
-                error_class=type(exc).__name__ if exc else "UnknownMessage",
-                error_message=why,
-                content="message",
-                data={"queue": self._queue_of(message), "envelope": _envelope(message)},
+            engine.current().park_message(
+                parked_items.of_message(
+                    self._queue_of(message), _envelope(message), headers, parked_items.body_of(message), reason
+                )
             )
-            engine.current().park_message(item)
         except Exception as error:  # not parked: then it must stay in the queue
-            log.error("message.not_parked id=%s error=%s", item_id, type(error).__name__)
+            log.error("message.not_parked id=%s error=%s", parked_items.id_of(message), type(error).__name__)
             # Not at once: the queue would hand it out again as often as it can.
             if isinstance(message.channel, Channel):
                 message.put_off_s = pause_s(error)
@@ -204,7 +199,3 @@ def target_of(message: Any) -> str | None:
     if not isinstance(topic, str) or not is_topic_name(topic):
         return None
     return settings.current().dead_letter_topic(topic) if task == DEAD_LETTER else topic
-
-
-def _printable(message_id: Any) -> str:
-    return str(message_id)[:MAX_MESSAGE_ID].encode("ascii", "backslashreplace").decode()

@@ -18,11 +18,11 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
 from kafka_delivery.errors import CircuitBreakerOpen, DeliveryError, InvalidRecordError
-from kafka_delivery.names import DEAD_LETTER, PROBE, SEND
+from kafka_delivery.names import PROBE
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 
-from . import breaker
+from . import breaker, parked_items
 from .breaker import Admission
 from .broadcast import Broadcast
 from .classify import Retry, delivery_error, verdict
@@ -32,7 +32,8 @@ from .dotted import load
 from .hook import DeadLettered, Hook
 from .lease import REQUEUE_PAUSE_S
 from .metrics import Meters
-from .parking import Parked, ParkingStore, fingerprint
+from .parked_items import Call, Reason
+from .parking import Parked, ParkingStore
 from .producer import Outgoing, Producer, Report
 from .sampling import Sample
 from .topics import DeadLetterTopics
@@ -249,33 +250,37 @@ class Engine:
         Raises:
             redis.exceptions.RedisError: it is not kept.
         """
-        text = f"{why['error_message']}; then its dead letter was refused: {error}"
-        kept = self._park(
-            Parked(
-                id=record.id,
-                kind="dead-letter",
-                error_class=why["error_class"],
-                error_code=why["error_code"],
-                error_message=text,
-                retry_count=why["retry_count"],
-                redrive_count=why["redrive_count"],
-                topic=record.topic,
-                content="record",
-                data=record.to_wire(self._settings.cluster),
-                **fingerprint(record.value_bytes),
-            )
+        reason = Reason(
+            kind="dead-letter",
+            error_class=why["error_class"],
+            error_code=why["error_code"],
+            error_message=f"{why['error_message']}; then its dead letter was refused: {error}",
         )
+        (kept,) = self._park(
+            [
+                parked_items.of_record(
+                    record, reason, retries=why["retry_count"], redrives=why["redrive_count"],
+                    cluster=self._settings.cluster,
+                )
+            ]
+        )  # fmt: skip
         self._tell(record, why, parked_id=kept)
         return kept
 
     def park_call(self, request: Any, error: Exception, kind: str | None = None, why: str | None = None) -> str:
-        """Keep a call that failed in a way that nobody planned, or that will never run; return its id.
+        """Keep a call that failed in a way that nobody planned, or that will never run.
+
+        Of a batch each record is an item of its own.
 
         Args:
-            request: Celery's request or context: `id`, `task`, `args`, `kwargs`, `retries`.
+            request: Celery's request or context: `id`, `task`, `args`, `kwargs`, `retries`, and what its message asked
+                of Celery besides.
             error: what happened.
             kind: see `Parked.kind`; found from the error by default.
             why: the reason in words; by default what a traceback of the error ends with.
+
+        Returns:
+            The id under which it lies; of a batch, its first record's.
 
         Raises:
             redis.exceptions.RedisError: it is not kept.
@@ -284,43 +289,25 @@ class Engine:
         if mark is not None:
             self.breaker.not_sent(mark)
         kind = kind or ("invalid" if isinstance(error, InvalidRecordError) else "bug")
-        record = _record_of(request, self._settings.cluster)
-        return self._park(
-            Parked(
-                id=record.id if record else request.id,
-                kind=kind,
-                error_class=type(error).__name__,
-                error_message=why or _last_line(error),
-                retry_count=request.retries or 0,
-                topic=record.topic if record else None,
-                content="record" if record else "call",
-                data=record.to_wire(self._settings.cluster)
-                if record
-                else {
-                    "task": request.task,
-                    "id": request.id,
-                    "args": list(request.args or ()),
-                    "kwargs": dict(request.kwargs or {}),
-                },
-                **(fingerprint(record.value_bytes) if record else {}),
-            )
-        )
+        reason = Reason(kind=kind, error_class=type(error).__name__, error_message=why or _last_line(error))
+        return self._park(parked_items.of_call(Call.of(request), reason))[0]
 
-    def park_message(self, item: Parked) -> str:
-        """Keep a message that never reached a task.
+    def park_message(self, items: Sequence[Parked]) -> None:
+        """Keep a message that never reached a task: its records, or the whole.
 
         Raises:
-            redis.exceptions.RedisError: it is not kept.
+            redis.exceptions.RedisError: not all of it is kept.
         """
-        return self._park(item)
+        self._park(items)
 
-    def _park(self, item: Parked) -> str:
-        kept = self._parking.park(item)
-        self.count("parked", item.topic or "")
-        log.error(
-            "record.parked kind=%s topic=%s message_id=%s parked_id=%s error_class=%s error_code=%s",
-            item.kind, item.topic, item.id, kept, item.error_class, item.error_code,
-        )  # fmt: skip
+    def _park(self, items: Sequence[Parked]) -> list[str]:
+        kept = self._parking.park_all(items)
+        for item, item_id in zip(items, kept, strict=True):
+            self.count("parked", item.topic or "")
+            log.error(
+                "record.parked kind=%s topic=%s message_id=%s parked_id=%s error_class=%s error_code=%s",
+                item.kind, item.topic, item.id, item_id, item.error_class, item.error_code,
+            )  # fmt: skip
         return kept
 
     # -- what became of a record: counted and logged
@@ -386,17 +373,6 @@ class Engine:
 def _had_company(report: Report) -> bool:
     """Whether the record may have failed for a neighbour in its batch: librdkafka fails a batch as a whole."""
     return report.error is not None and verdict(report.error.code()).retry is Retry.ALONE
-
-
-def _record_of(request: Any, cluster: str) -> Record | None:
-    """The one record that a call was about, if it can be made out."""
-    args, task = request.args or (), request.task
-    if task not in (SEND, DEAD_LETTER) or not args or not isinstance(args[0], list):
-        return None
-    try:
-        return Record.from_wire(args[0], cluster)
-    except InvalidRecordError:
-        return None
 
 
 def _last_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 from kafka_delivery import settings
 from kafka_delivery.base import Deferral
 from kafka_delivery.errors import ParkingFullError
-from kafka_delivery.names import DEFERRED_EVENT, PROBE, REVIVED
+from kafka_delivery.names import DEFERRED_EVENT, PROBE, REDRIVES, REVIVED
 
 from . import breaker, engine
 from .lease import pause_s
@@ -106,13 +106,16 @@ class Request(CeleryRequest):
         super().reject(requeue)
 
     def _as_call(self) -> SimpleNamespace:
-        return SimpleNamespace(
-            id=self.id,
-            task=self.task.name,
-            args=self.args,
-            kwargs=self.kwargs,
-            retries=self.request_dict.get("retries"),
-        )
+        embed = self._payload[2] if isinstance(self._payload[2], dict) else {}
+        headers = {REDRIVES: self.request_dict.get(REDRIVES)}
+        own = {
+            "id": self.id,
+            "task": self.task.name,
+            "args": self.args,
+            "kwargs": self.kwargs,
+            "retries": self.request_dict.get("retries"),
+        }
+        return SimpleNamespace(**{**self.request_dict, **embed, **own, "headers": headers})
 
     def info(self, safe: bool = False) -> Any:
         """What ``inspect active`` and its like show: always the representation, never the arguments."""

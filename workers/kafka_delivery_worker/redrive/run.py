@@ -24,7 +24,8 @@ from kafka_delivery.settings import Settings
 from ..broadcast import Broadcast
 from ..counts import Counts
 from ..dead_letter import DeadLetter
-from ..parking import Parked, ParkingStore, fingerprint
+from ..parked_items import Reason, of_record
+from ..parking import ParkingStore
 from .backlog import Backlog, Span
 from .done import RedriveError, RunLock
 from .ledger import Ledger
@@ -187,29 +188,23 @@ class Redrive:
         self.result.sent += 1
 
     def _park(self, letter: DeadLetter, record: Record) -> None:
+        reason = Reason(
+            kind="redriven",
+            error_class=letter.error_class,
+            error_code=letter.error_code,
+            error_message=f"{letter.error_message}; sent again {letter.redrive_count} times, refused each time",
+        )
+        item = of_record(
+            record, reason, retries=letter.retry_count, redrives=letter.redrive_count, cluster=self._settings.cluster
+        )
         try:
-            self._store.park(self._parked(letter, record))
+            self._store.park(item)
         except ParkingFullError as error:
             self.result.stopped = str(error)
             return  # it waits where it is
         self._counts.add("parked", letter.topic or "")
         self.result.parked += 1
         self._ledger.done([letter])
-
-    def _parked(self, letter: DeadLetter, record: Record) -> Parked:
-        return Parked(
-            id=letter.message_id,
-            kind="redriven",
-            error_class=letter.error_class,
-            error_code=letter.error_code,
-            error_message=f"{letter.error_message}; sent again {letter.redrive_count} times, refused each time",
-            retry_count=letter.retry_count,
-            redrive_count=letter.redrive_count,
-            topic=letter.topic,
-            content="record",
-            data=record.to_wire(self._settings.cluster),
-            **fingerprint(record.value_bytes),
-        )
 
     # -- outcomes
     def _make_room(self, letter: DeadLetter) -> bool:
