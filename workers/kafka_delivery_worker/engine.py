@@ -9,7 +9,8 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from time import monotonic, time_ns
 from typing import Any
@@ -114,19 +115,23 @@ class Engine:
             if not self._topics.create(letter.topic, error):
                 raise
             metadata = self._one(record, letter, None, count=False)
-        self.count("dead-lettered", record.topic)
-        log.warning(
-            "record.dead_lettered topic=%s message_id=%s attempt=%d error_class=%s error_code=%s dead_letter_topic=%s "
-            "partition=%s offset=%s",
-            record.topic, record.id, why["retry_count"] + 1, why["error_class"], why["error_code"], letter.topic,
-            metadata["partition"], metadata["offset"],
-        )  # fmt: skip
+        with self._done(record.id):
+            self.count("dead-lettered", record.topic)
+        with self._done(record.id):
+            log.warning(
+                "record.dead_lettered topic=%s message_id=%s attempt=%d error_class=%s error_code=%s "
+                "dead_letter_topic=%s partition=%s offset=%s",
+                record.topic, record.id, why["retry_count"] + 1, why["error_class"], why["error_code"], letter.topic,
+                metadata["partition"], metadata["offset"],
+            )  # fmt: skip
         self._tell(record, why, partition=metadata["partition"], offset=metadata["offset"])
         return metadata
 
     def _tell(self, record: Record, why: dict[str, Any], **where: Any) -> None:
         """Let the application's own function know, if it has named one."""
-        if self._hook is not None:
+        if self._hook is None:
+            return
+        with self._done(record.id):
             reason = {name: why[name] for name in DeadLettered.__slots__ if name in why}
             there = self._settings.dead_letter_topic(record.topic)
             self._hook.tell(
@@ -303,14 +308,28 @@ class Engine:
     def _park(self, items: Sequence[Parked]) -> list[str]:
         kept = self._parking.park_all(items)
         for item, item_id in zip(items, kept, strict=True):
-            self.count("parked", item.topic or "")
-            log.error(
-                "record.parked kind=%s topic=%s message_id=%s parked_id=%s error_class=%s error_code=%s",
-                item.kind, item.topic, item.id, item_id, item.error_class, item.error_code,
-            )  # fmt: skip
+            with self._done(item.id):
+                self.count("parked", item.topic or "")
+            with self._done(item.id):
+                log.error(
+                    "record.parked kind=%s topic=%s message_id=%s parked_id=%s error_class=%s error_code=%s",
+                    item.kind, item.topic, item.id, item_id, item.error_class, item.error_code,
+                )  # fmt: skip
         return kept
 
     # -- what became of a record: counted and logged
+    @contextmanager
+    def _done(self, message_id: str) -> Iterator[None]:
+        """Around what only tells of a record that is elsewhere already: its failure changes nothing for the record.
+
+        The task would fail with it, and the record be sent again, or parked beside where it is.
+        """
+        try:
+            yield
+        except Exception as error:
+            with suppress(Exception):  # it may be the log itself that fails
+                log.error("record.not_told message_id=%s error=%s", message_id, type(error).__name__)
+
     def count(self, outcome: str, topic: str, records: int = 1) -> None:
         """Count records of one topic; see `counts.OUTCOMES`."""
         self._counts.add(outcome, topic, records)
@@ -319,23 +338,28 @@ class Engine:
         """Records, by their ids, are in their topic. Of these a sample is logged."""
         if not records:
             return
-        self._counts.add("delivered", topic, len(records))
-        if self.meters is not None:
-            for message_id, _ in records:
-                self.meters.end_to_end.arrived(message_id)
-        for message_id, report in records[: self._logged.takes(monotonic(), len(records))]:
-            log.info(
-                "record.delivered topic=%s message_id=%s partition=%s offset=%s",
-                topic, message_id, report.partition, report.offset,
-            )  # fmt: skip
+        with self._done(records[0][0]):
+            self._counts.add("delivered", topic, len(records))
+        with self._done(records[0][0]):
+            if self.meters is not None:
+                for message_id, _ in records:
+                    self.meters.end_to_end.arrived(message_id)
+        with self._done(records[0][0]):
+            for message_id, report in records[: self._logged.takes(monotonic(), len(records))]:
+                log.info(
+                    "record.delivered topic=%s message_id=%s partition=%s offset=%s",
+                    topic, message_id, report.partition, report.offset,
+                )  # fmt: skip
 
     def sent_again(self, outcome: str, error: DeliveryError, retries: int) -> None:
         """It is ``retried``, or ``deferred`` without using an attempt; for the time being it failed."""
-        self._counts.add(outcome, error.topic)
-        log.warning(
-            f"record.{outcome} topic=%s message_id=%s attempt=%d error_class=%s error_code=%s error=%s",
-            error.topic, error.message_id, retries + 1, type(error).__name__, error.code, error.name,
-        )  # fmt: skip
+        with self._done(error.message_id):
+            self._counts.add(outcome, error.topic)
+        with self._done(error.message_id):
+            log.warning(
+                f"record.{outcome} topic=%s message_id=%s attempt=%d error_class=%s error_code=%s error=%s",
+                error.topic, error.message_id, retries + 1, type(error).__name__, error.code, error.name,
+            )  # fmt: skip
 
     # -- the rest
     @property
