@@ -168,9 +168,9 @@ def test_the_places_of_an_item_are_where_it_is_kept(store: ParkingStore) -> None
     store.park(item(data=[0]))
     one = item(data=[1])
     assert store.park(one) == one.places[1]
-    (times,) = store.parked_at([one])
+    (times,) = store.parked_at([one.places])
     assert None not in times
-    assert [*store.parked_at([item("id-2"), one])] == [(None, None), times]
+    assert [*store.parked_at([item("id-2").places, one.places])] == [(None, None), times]
     assert [*store.parked_at([])] == []
 
 

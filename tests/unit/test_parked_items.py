@@ -286,7 +286,15 @@ class TestMessage:
 
 class TestAsked:
     def test_only_what_was_asked(self) -> None:
-        known = {"callbacks": None, "errbacks": [], "chain": LINK, "root_id": "me", "group": None, "group_index": 0}
+        known = {
+            "callbacks": None,
+            "errbacks": [],
+            "chain": LINK,
+            "root_id": "me",
+            "parent_id": "me",
+            "group": None,
+            "group_index": 0,
+        }
         assert asked_of(known, "me") == {"chain": LINK, "group_index": 0}
 
     def test_it_is_asked_again_by_the_names_of_apply_async(self) -> None:

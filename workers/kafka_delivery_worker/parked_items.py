@@ -104,13 +104,11 @@ def asked_of(known: Mapping[str, Any], task_id: str) -> dict[str, Any]:
 
     Args:
         known: by Celery's names, of `EMBEDDED` and `RELATIONS` at least.
-        task_id: of the call. A call that is its own root belongs to no other.
+        task_id: of the call. A call that is its own root, or its own parent as a retry is, belongs to no other.
     """
     asked = {name: known[name] for name in EMBEDDED if known.get(name)}
     asked |= {name: known[name] for name in RELATIONS if known.get(name) is not None}
-    if asked.get("root_id") == task_id:
-        del asked["root_id"]
-    return asked
+    return {name: value for name, value in asked.items() if name not in LINEAGE or value != task_id}
 
 
 def options_of(asked: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -148,6 +148,10 @@ class Parked:
         return f"Parked(id={self.id!r}, kind={self.kind!r}, topic={self.topic!r}, error_class={self.error_class!r})"
 
 
+Times = tuple[float | None, float | None]
+"""When something was parked under each of `Parked.places` (ms since the epoch); None where nothing is."""
+
+
 class Lock(Protocol):
     """What a command holds that removes items, so that no other one does; see `redrive.RunLock`."""
 
@@ -340,10 +344,10 @@ class ParkingStore:
         for found, _ in self._redis.zscan_iter(self._index, match=pattern, count=1_000):
             yield found.decode()
 
-    def parked_at(self, items: Sequence[Parked]) -> Iterator[tuple[float | None, ...]]:
-        """When a content was parked under each of the `places` of each item; None where nothing is."""
-        places = [place for item in items for place in item.places]
-        scores = self._redis.zmscore(self._index, places) if places else []
+    def parked_at(self, places: Sequence[tuple[str, str]]) -> Iterator[Times]:
+        """When something was parked under each of the `Parked.places` of some items."""
+        ids = [place for pair in places for place in pair]
+        scores = self._redis.zmscore(self._index, ids) if ids else []
         return zip(scores[::2], scores[1::2], strict=True)
 
     def remove(self, item_id: str, parked_at_ms: int | None = None, lock: Lock | None = None) -> bool:
