@@ -9,7 +9,7 @@ from celery.events.dispatcher import EventDispatcher
 
 from kafka_delivery import base, celery_app, dead_letter, send, send_many
 from kafka_delivery.delivery import BatchResult
-from kafka_delivery_worker import consumer, lane, pool, request, transport
+from kafka_delivery_worker import consumer, envelopes, lane, pool, request, transport
 
 OVERRIDDEN = {
     # Of ours: what the same method of kombu or Celery takes; "=" is a default.
@@ -103,6 +103,9 @@ OF_CALLERS = {
     "BatchResult.get": (
         "self timeout= propagate= interval= callback= no_ack= on_message= disable_sync_subtasks= on_interval="
     ),
+    "_Channel._put": "self queue message",
+    "_Channel._size": "self queue",
+    "_Transport.__init__": "self client **kwargs",
     "_AnnouncedEvents.send": "self type blind= utcoffset= retry= retry_policy= Event= **fields",
 }
 
@@ -137,6 +140,8 @@ CLASSES_OF_CALLERS = {
         type(send_many),
         type(dead_letter),
         BatchResult,
+        envelopes._Channel,
+        envelopes._Transport,
         lane._AnnouncedEvents,
     )
 }

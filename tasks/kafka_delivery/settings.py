@@ -380,7 +380,7 @@ class Settings:
     def _check_nesting(self) -> None:
         longest_pause = max(self.retry_backoff_max_s, self.few_backoff_s * 4 // 3, self.defer_max_s + self.defer_s)
         # A message waits behind one that is being sent (prefetch 1), is sent, and may then be put back with a pause.
-        longest_hold = 2 * self.report_timeout_s + longest_pause
+        longest_hold = self.attempt_timeout_s + longest_pause
         for inner, outer, inner_name, outer_name in (
             (self.linger_ms, self.request_timeout_ms, "linger_ms", "request_timeout_ms"),
             (self.request_timeout_ms, self.message_timeout_ms, "request_timeout_ms", "message_timeout_ms"),
@@ -425,6 +425,14 @@ class Settings:
     def report_timeout_s(self) -> float:
         """How long a worker waits for a delivery report, in seconds."""
         return (self.message_timeout_ms + REPORT_GRACE_MS) / 1000
+
+    @property
+    def attempt_timeout_s(self) -> float:
+        """How long an attempt may take, in seconds: a record that was refused with its batch is sent once more alone.
+
+        What ends an attempt before that, a time limit say, does so before anybody knows whether the record is written.
+        """
+        return 2 * self.report_timeout_s
 
     def dead_letter_topic(self, topic: str) -> str:
         """The topic that takes the dead letters of `topic`."""

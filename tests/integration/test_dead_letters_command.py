@@ -6,20 +6,25 @@ import json
 import shlex
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from kafka_delivery.names import QUEUE
 from kafka_delivery_worker.embedded import MockKafka
-from kafka_delivery_worker.redrive import Backlog, backlog
+from kafka_delivery_worker.parked_items import Reason, of_raw
+from kafka_delivery_worker.parking import Parked, ParkingStore
+from kafka_delivery_worker.redrive import Backlog, backlog, run
 from letters import bury, command, listed, produce, waiting
+from servers import wait_until
 from stack import Stack, stack
 from watching import emptied
 
 MISTYPED = "typed"
-TOPICS = [f"orders-{n}" for n in range(4)]
+TOPICS = [f"orders-{n}" for n in range(7)]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,39 @@ def test_what_is_discarded_is_told_also_where_kafka_does_not_move_its_offsets(
     monkeypatch.setattr(Backlog, "commit", refuses)
     done = command(system, "discard", topic, "--all", "--reason", "x", "--yes", "--json")
     assert json.loads(done.stdout) == {"topic": topic, "discarded": 3}
+    assert waiting(system, topic) == 0
+
+
+@pytest.mark.parametrize("before", ["its own id is free", "another content has its id", "another one had it"])
+def test_one_that_is_parked_on_its_way_is_not_waited_for(
+    system: Stack, topic: str, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Of poison no result tells. It lies under its own id, or beside it where another content has or had that id."""
+    monkeypatch.setattr(run, "LOST_S", 0.2)
+    monkeypatch.setattr(run, "SILENCE_S", 20.0)
+    bury(system, topic, 1)
+    store = ParkingStore(system.redis)
+    other = Parked(id=f"{topic}-0", kind="bug", error_class="E", error_message="m", content="call", data={"task": "t"})
+    if before != "its own id is free":
+        store.park(other)
+
+    def works() -> None:
+        """As a worker that finds the message to be poison."""
+        wait_until(lambda: system.redis.llen(QUEUE) == 1, 60, "the send")
+        envelope = system.redis.rpop(QUEUE)
+        assert isinstance(envelope, bytes)
+        why = Reason(kind="poison", error_class="WorkerLost", error_message="m")
+        items = of_raw(QUEUE, envelope.decode(), why)
+        if before == "another one had it":  # and so has an older parking of the same record
+            store.park_all(items)
+            store.remove(other.id)
+        store.park_all(items)
+
+    with ThreadPoolExecutor(1) as pool:
+        worked = pool.submit(works)
+        done = json.loads(command(system, "redrive", topic, "--yes", "--json").stdout)
+        worked.result()
+    assert (done["sent"], done["parked"], done["in_flight"], done["stopped"]) == (1, 1, 0, "")
     assert waiting(system, topic) == 0
 
 

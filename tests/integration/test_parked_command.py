@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kafka_delivery import Record
-from kafka_delivery.names import PARKED_LOCK, QUEUE
+from kafka_delivery.names import PARKED_LOCK, QUEUE, SEND
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker.embedded import MockKafka
@@ -309,8 +309,93 @@ class TestRedrive:
         run("redrive", "--all", "--yes")
         assert Counter(queued(system)) == Counter(f"a-{number}" for number in range(5))
 
+    def test_what_was_asked_of_celery_is_asked_again(self, system: Stack, store: ParkingStore) -> None:
+        after = [{"task": "app.tell", "args": [PAYLOAD], "kwargs": {}, "options": {}}]
+        asked = {"callbacks": after, "errbacks": after, "chain": after, "chord": after[0]}
+        park(store, "a", asked=asked | {"root_id": "r", "parent_id": "p", "group": "g", "group_index": 2})
+        run("redrive", "a", "--yes")
+        (raw,) = system.redis.lrange(QUEUE, 0, -1)
+        message = json.loads(raw)
+        assert json.loads(base64.b64decode(message["body"]))[2] == asked
+        headers = {name: message["headers"][name] for name in ("root_id", "parent_id", "group", "group_index", "id")}
+        assert headers == {"root_id": "r", "parent_id": "p", "group": "g", "group_index": 2, "id": "a"}
+
+    def test_only_show_and_export_show_what_was_asked(self, store: ParkingStore) -> None:
+        park(store, "a", value="v", asked={"chain": [{"task": "t", "args": [PAYLOAD]}]})
+        assert lines("list", "--json")[0]["asked"] == ["chain"]
+        for hidden in (run("list"), run("list", "--json"), run("summary"), run("redrive", "--all", "--dry-run")):
+            assert PAYLOAD not in hidden.stdout
+        for shown in (run("show", "a"), run("show", "a", "--json"), run("export", "-")):
+            assert PAYLOAD in shown.stdout
+
+    def test_a_call_without_a_record_is_made_again(self, system: Stack, store: ParkingStore) -> None:
+        """Once the workers know its form, which is under its own id."""
+        wire = Record("orders", "v", message_id="its-own").to_wire("default")
+        kwargs = {"topic": "orders", "value": "v", "message_id": "named"}
+        for item_id, args, named in (("made-up", [wire], {}), ("named", [], kwargs)):
+            data = {"task": SEND, "id": item_id, "args": args, "kwargs": named}
+            store.park(
+                Parked(id=item_id, kind="invalid", error_class="E", error_message="m", content="call", data=data)
+            )
+        run("redrive", "--all", "--yes")
+        assert sorted(queued(system)) == ["its-own", "named"]
+
+    def test_a_lock_that_is_lost_ends_it_before_the_next(
+        self, system: Stack, store: ParkingStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was frozen, and another one has begun: that one has the rest."""
+        for number in range(5):
+            park(store, f"a-{number}")
+        send_back, sent = ParkingStore.send_back, []
+
+        def frozen_before_the_third(self: ParkingStore, *arguments: Any) -> bool:
+            sent.append(arguments)
+            if len(sent) == 3:
+                system.redis.set(PARKED_LOCK, "another's")
+            return send_back(self, *arguments)
+
+        monkeypatch.setattr(ParkingStore, "send_back", frozen_before_the_third)
+        done = run("redrive", "--all", "--yes", ok=False)
+        assert done.exit_code == 1
+        assert "the lock on the parking store was lost" in done.stderr
+        assert "2 redriven, 3 still parked" in done.stdout
+        assert (len(queued(system)), store.count()) == (2, 3)
+        assert system.redis.get(PARKED_LOCK) == b"another's"
+
+    def test_what_was_parked_again_meanwhile_is_left(
+        self, system: Stack, store: ParkingStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        park(store, "a")
+        send_back = ParkingStore.send_back
+
+        def parked_again_before(self: ParkingStore, item: Parked, *arguments: Any) -> bool:
+            while store.get("a") == item:  # until the clock has moved
+                store.park(item)
+            return send_back(self, item, *arguments)
+
+        monkeypatch.setattr(ParkingStore, "send_back", parked_again_before)
+        done = run("redrive", "a", "--yes", ok=False)
+        assert "it was parked again or taken away meanwhile" in done.stderr
+        assert (queued(system), store.count()) == ([], 1)
+
 
 class TestDiscard:
+    def test_a_lock_that_is_lost_ends_it_before_a_line_says_otherwise(
+        self, system: Stack, store: ParkingStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        park(store, "a")
+        check = ParkingStore.check
+
+        def frozen_before(self: ParkingStore, lock: Any) -> None:
+            system.redis.delete(PARKED_LOCK)
+            check(self, lock)
+
+        monkeypatch.setattr(ParkingStore, "check", frozen_before)
+        done = run("discard", "--all", "--reason", "r", "--yes", ok=False)
+        assert "was lost" in done.stderr
+        assert store.count() == 1
+        assert [record for record in caplog.records if record.name == "kafka_delivery.audit"] == []
+
     def test_each_leaves_a_line_with_the_reason(self, store: ParkingStore, caplog: pytest.LogCaptureFixture) -> None:
         park(store, "a")
         park(store, "b", topic="payments")

@@ -26,6 +26,7 @@ from kafka_delivery.errors import ParkingFullError
 from kafka_delivery.names import PARKED, PARKED_INDEX, PARKED_ROOM
 from kafka_delivery_worker import parking
 from kafka_delivery_worker.parking import Parked, ParkingStore
+from kafka_delivery_worker.redrive import RedriveError
 
 
 @pytest.fixture
@@ -111,6 +112,119 @@ def test_the_same_data_as_another_kind_of_content_is_another_content(store: Park
     store.park(item(data=[], content="record"))
     store.park(item(data=[], content="call"))
     assert store.count() == 2
+
+
+def test_many_are_kept_in_order_and_again_without_harm(store: ParkingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parking, "PAGE", 7)
+    items = [item(f"id-{number:02}", {"args": [number]}) for number in range(20)]
+    assert store.park_all(items) == [one.id for one in items]
+    assert store.park_all(items[5:]) == [one.id for one in items[5:]]
+    assert [one.data for one in sorted(store.list(), key=lambda one: one.id)] == [one.data for one in items]
+    assert store.park_all([]) == []
+
+
+def test_many_are_written_in_few_round_trips_of_bounded_size(
+    store: ParkingStore, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    park_some = ParkingStore._park_some
+
+    def counted(self: ParkingStore, first: Parked, some: Any) -> Any:
+        sizes.append(sum(len(arguments[3]) for arguments in some))
+        return park_some(self, first, some)
+
+    monkeypatch.setattr(ParkingStore, "_park_some", counted)
+    monkeypatch.setattr(parking, "PAGE_BYTES", 50_000)
+    store.park_all([item(f"id-{number}", "x" * 10_000) for number in range(20)] + [item("large", "x" * 90_000)])
+    assert len(sizes) == 6
+    assert all(size <= 50_000 for size in sizes[:-1])
+    sizes.clear()
+    store.park_all([item(f"small-{number}") for number in range(5_000)])
+    assert len(sizes) == 5_000 // parking.PAGE
+
+
+def test_what_found_no_room_is_parked_again_with_all_when_there_is(client: redis.Redis) -> None:
+    """A batch whose message went back: what was parked before is kept once."""
+    items = [item(f"id-{number}", "x" * 1_000) for number in range(20)]
+    with pytest.raises(ParkingFullError):
+        ParkingStore(client, max_bytes=10_000).park_all(items)
+    store = ParkingStore(client)
+    assert 0 < store.count() < 20
+    assert store.park_all(items) == [one.id for one in items]
+    assert store.count() == 20
+
+
+def test_what_was_asked_of_celery_comes_back_and_tells_two_items_apart(store: ParkingStore) -> None:
+    linked = item(data=[1], asked={"callbacks": [{"task": "t", "args": ["\u00fc"]}], "root_id": "r"})
+    assert [store.park(one) for one in (linked, linked)] == ["id-1", "id-1"]
+    beside = store.park(item(data=[1]))
+    assert beside != "id-1"
+    first, second = store.get("id-1"), store.get(beside)
+    assert first is not None and first.asked == linked.asked  # noqa: PT018  # mypy
+    assert second is not None and second.asked is None  # noqa: PT018
+
+
+def test_the_places_of_an_item_are_where_it_is_kept(store: ParkingStore) -> None:
+    store.park(item(data=[0]))
+    one = item(data=[1])
+    assert store.park(one) == one.places[1]
+    (times,) = store.parked_at([one.places])
+    assert None not in times
+    assert [*store.parked_at([item("id-2").places, one.places])] == [(None, None), times]
+    assert [*store.parked_at([])] == []
+
+
+class TestLock:
+    """What acts on items checks in the same step that it may."""
+
+    LOCK = SimpleNamespace(key="lock", token="mine", lost=lambda: RedriveError("lost"))  # noqa: S106  # no secret
+
+    def test_nothing_is_removed_or_sent_without_it(self, store: ParkingStore, client: redis.Redis) -> None:
+        kept = store.get(store.park(item()))
+        assert kept is not None
+        for holder in (None, "another's"):
+            if holder:
+                client.set("lock", holder)
+            for act in (
+                lambda: store.remove(kept.id, kept.parked_at_ms, self.LOCK),
+                lambda: store.send_back(kept, [("queue", "message")], self.LOCK),
+                lambda: store.check(self.LOCK),
+            ):
+                with pytest.raises(RedriveError, match="lost"):
+                    act()
+        assert (store.count(), client.llen("queue")) == (1, 0)
+
+    def test_with_it_an_item_goes_back_and_is_gone(self, store: ParkingStore, client: redis.Redis) -> None:
+        client.set("lock", "mine")
+        kept = store.get(store.park(item()))
+        assert kept is not None
+        store.check(self.LOCK)
+        assert store.send_back(kept, [("queue", "a"), ("queue", b"\xff")], self.LOCK)
+        assert client.lrange("queue", 0, -1) == [b"\xff", b"a"]
+        assert (store.count(), store.usage().bytes) == (0, 0)
+        assert not store.send_back(kept, [("queue", "a")], self.LOCK)
+        assert client.llen("queue") == 2
+
+    def test_what_was_parked_again_meanwhile_stays(
+        self, store: ParkingStore, client: redis.Redis, clock: SimpleNamespace
+    ) -> None:
+        client.set("lock", "mine")
+        kept = store.get(store.park(item()))
+        assert kept is not None
+        clock.ms += 1
+        store.park(item())
+        assert not store.send_back(kept, [("queue", "a")], self.LOCK)
+        assert not store.remove(kept.id, kept.parked_at_ms, self.LOCK)
+        assert (store.count(), client.llen("queue")) == (1, 0)
+
+    def test_what_its_queue_does_not_take_stays(self, store: ParkingStore, client: redis.Redis) -> None:
+        client.set("lock", "mine")
+        client.set("queue", "no list")
+        kept = store.get(store.park(item()))
+        assert kept is not None
+        with pytest.raises(redis.ResponseError):
+            store.send_back(kept, [("queue", "a")], self.LOCK)
+        assert store.count() == 1
 
 
 def test_an_item_is_listed_under_the_id_by_which_it_is_got_and_removed(store: ParkingStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -95,6 +96,17 @@ class TestInRedis:
             store.park(Parked(id=item_id, kind="bug", error_class="E", error_message="m", content="call", data=data))
         found = trace("x?*[1]", code=DEAD)
         assert (found["where"], found["parked_id"], found["kind"]) == ("parked", kept_as, "bug")
+
+    def test_it_is_parked_in_a_batch_that_was_kept_whole(self, delivery: Stack) -> None:
+        store = ParkingStore(delivery.redis)
+        wires = [Record("orders", PAYLOAD, message_id=f'one-{n}"').to_wire("default") for n in range(3)]
+        data = {"task": send_many.name, "id": "batch", "args": [wires], "kwargs": {}}
+        made = Parked(id="batch", kind="expired", error_class="E", error_message="m", content="call", data=data)
+        store.park(dataclasses.replace(made, data={**data, "args": [wires[:1]]}))
+        kept = store.park(made)
+        found = place('one-1"')
+        assert (found.where, found.batch, found.facts["parked_id"]) == (Where.PARKED, "batch", kept)
+        assert place("one-") is None
 
     @pytest.mark.parametrize("position", [0, 1, 2, 99])
     def test_it_is_in_a_batch(self, delivery: Stack, position: int) -> None:

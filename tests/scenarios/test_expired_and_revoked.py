@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from celery import chain
 
 from kafka_delivery import app, dead_letter, send, send_many
 from kafka_delivery.results import Result
@@ -128,13 +129,42 @@ class TestParked:
         system.command("parked", "retry", "revoked-and-wanted", "--yes")
         system.wait_for(TOPIC, {"revoked-and-wanted"})
 
-    def test_a_revoked_batch_is_parked_whole(self, system: Stack) -> None:
+    def test_a_revoked_batch_is_parked_record_by_record(self, system: Stack) -> None:
         revoke("batch")
         send_many.apply_async(([{"topic": TOPIC, "value": PAYLOAD}, {"topic": TOPIC, "value": "2"}],), task_id="batch")
-        item = wait_stored(system, "batch")
-        assert (item.kind, item.content) == ("revoked", "call")
-        system.command("parked", "retry", "batch", "--yes")
-        system.wait_for(TOPIC, {"batch.0", "batch.1"})
+        items = [wait_stored(system, item_id) for item_id in ("batch.0", "batch.1")]
+        assert [(item.kind, item.content, item.topic) for item in items] == [("revoked", "record", TOPIC)] * 2
+        system.wait_empty()
+        assert ParkingStore(system.redis).get("batch") is None
+        system.command("parked", "retry", "batch.1", "--yes")
+        system.wait_for(TOPIC, {"batch.1"})
+        assert "batch.0" not in system.ids(TOPIC)
+
+    def test_a_batch_that_something_waits_for_is_parked_whole_and_found_by_its_records(self, system: Stack) -> None:
+        """Its callback is called once, after all of it; no record of it can stand for that."""
+        batch = [{"topic": TOPIC, "value": PAYLOAD, "message_id": f"linked-{n}"} for n in range(2)]
+        after = send.si(TOPIC, "after", message_id="after-the-batch").set(task_id="after-the-batch")
+        send_many.apply_async((batch,), task_id="linked", expires=-1, link=after)
+        item = wait_stored(system, "linked")
+        assert (item.kind, item.content) == ("expired", "call")
+        found = json.loads(system.command("trace", "linked-1", "--topic", TOPIC, "--json", check=False).stdout)
+        assert (found["where"], found["batch"], found["parked_id"]) == ("parked", "linked", "linked")
+        assert "after-the-batch" not in system.ids(TOPIC)
+        system.command("parked", "redrive", "linked", "--yes")
+        system.wait_for(TOPIC, {"linked-0", "linked-1", "after-the-batch"})
+
+    @pytest.mark.smoke
+    def test_what_was_to_follow_a_parked_record_follows_its_redrive(self, system: Stack) -> None:
+        def then(name: str) -> Any:
+            return send.si(TOPIC, name, message_id=name).set(task_id=name)
+
+        send.apply_async((TOPIC, PAYLOAD), {"message_id": "first"}, expires=-1, link=then("linked-to-first"))
+        chain(then("step-1").set(expires=-1), then("step-2"), then("step-3")).apply_async()
+        items = [wait_stored(system, item_id) for item_id in ("first", "step-1")]
+        assert [item.content for item in items] == ["record", "record"]
+        system.wait_empty()
+        system.command("parked", "redrive", "first", "step-1", "--yes")
+        system.wait_for(TOPIC, {"first", "linked-to-first", "step-1", "step-2", "step-3"})
 
     def test_retry_of_what_is_revoked_again_loses_nothing(self, system: Stack) -> None:
         """Sent now, or parked again: it is somewhere when the queue is empty."""

@@ -68,13 +68,24 @@ class TestInterrupted:
         assert Counter(queued(system)) == Counter(f"a-{number}" for number in range(self.COUNT))
         assert store.count() == 0
 
-    def test_killed_it_repeats_one_at_most(
+    def test_killed_it_repeats_nothing(
         self, system: Stack, store: ParkingStore, process: subprocess.Popen[str]
     ) -> None:
         process.kill()
         process.communicate()
         system.redis.delete(PARKED_LOCK)  # instead of waiting for its end
         run("redrive", "--all", "--yes")
-        counted = Counter(queued(system))
-        assert set(counted) == {f"a-{number}" for number in range(self.COUNT)}
-        assert counted.total() <= self.COUNT + 1
+        assert Counter(queued(system)) == Counter(f"a-{number}" for number in range(self.COUNT))
+
+    @pytest.mark.smoke
+    def test_frozen_past_its_lock_it_wakes_and_sends_nothing(
+        self, system: Stack, store: ParkingStore, process: subprocess.Popen[str]
+    ) -> None:
+        process.send_signal(signal.SIGSTOP)
+        system.redis.delete(PARKED_LOCK)  # instead of waiting for its end
+        run("redrive", "--all", "--yes")
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "the lock on the parking store was lost" in err
+        assert Counter(queued(system)) == Counter(f"a-{number}" for number in range(self.COUNT))

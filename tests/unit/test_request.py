@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import kombu
 import pytest
+from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.concurrency.solo import TaskPool as SoloPool
+from celery.exceptions import InvalidTaskError
+from celery.worker.request import create_request_cls
 
-from kafka_delivery import app, send
+from kafka_delivery import app, send, settings
+from kafka_delivery.errors import SettingsError
 from kafka_delivery_worker import request
+from kafka_delivery_worker.application import _started, check_time_limits
+
+LEAST = settings.current().attempt_timeout_s
+
+
+def received(asked: dict[str, Any] | None = None, **headers: Any) -> Any:
+    """A request as Celery's strategy makes it; the pool notes in `asked` what it is asked."""
+    sent = kombu.Message(
+        body='[[[2, "", "t", "v"]], {}, {}]', content_type="application/json", content_encoding="utf-8",
+        headers={"id": "one", "task": send.name} | headers, delivery_info={},
+    )  # fmt: skip
+    pool = SimpleNamespace(apply_async=lambda *_, **options: None if asked is None else asked.update(options))
+    made = create_request_cls(request.Request, send, pool, "host", None, app=app)
+    return made(sent, app=app, task=send, headers=sent.headers, body=sent.body, decoded=False, utc=True)
 
 
 class TestRequest:
@@ -16,10 +37,65 @@ class TestRequest:
     def test_what_is_due_does_not_wait_for_celerys_timer(self, countdown: float, waits: bool) -> None:
         """That one does ten a turn; a topic that refuses thousands of records has thousands of retries due at once."""
         eta = (datetime.now(UTC) + timedelta(seconds=countdown)).isoformat()
-        sent = kombu.Message(
-            body='[[[2, "", "t", "v"]], {}, {}]', content_type="application/json", content_encoding="utf-8",
-            headers={"id": "one", "task": send.name, "eta": eta}, delivery_info={},
-        )  # fmt: skip
-        made = request.Request(sent, app=app, task=send, headers=sent.headers, body=sent.body, decoded=False, utc=True)
+        made = received(eta=eta)
         assert (made.eta is not None) is waits
         assert made.request_dict["eta"] == eta
+
+
+class TestTimeLimits:
+    """What ends an attempt before its report is there does so again and again, and each time it may be written."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_said_yet(self) -> None:
+        request._tell.cache_clear()
+
+    @staticmethod
+    def limits(**headers: Any) -> tuple[Any, Any]:
+        asked: dict[str, Any] = {}
+        received(asked, **headers).execute_using_pool(None)
+        return asked["timeout"], asked["soft_timeout"]
+
+    @pytest.mark.parametrize(
+        ("given", "used"),
+        [
+            (None, (None, None)),
+            ([None, None], (None, None)),
+            ([1, None], (LEAST, None)),
+            ([None, 0.5], (None, LEAST)),
+            ([2, 1], (LEAST, LEAST)),
+            ([LEAST - 1, LEAST], (LEAST, LEAST)),
+            ([LEAST + 2, LEAST + 1], (LEAST + 2, LEAST + 1)),
+        ],
+    )
+    def test_of_a_message(self, given: Any, used: tuple[Any, Any]) -> None:
+        assert self.limits(timelimit=given) == used
+
+    def test_of_the_task(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(send, "time_limit", 3)
+        monkeypatch.setattr(send, "soft_time_limit", LEAST + 1)
+        assert self.limits() == (LEAST, LEAST + 1)
+        assert self.limits(timelimit=[LEAST + 5, None]) == (LEAST + 5, LEAST + 1)
+
+    @pytest.mark.parametrize("given", [[1], [1, 2, 3], 5])
+    def test_what_is_no_pair(self, given: Any) -> None:
+        with pytest.raises(InvalidTaskError):
+            received(timelimit=given)
+
+    def test_it_is_said_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        for _ in range(3):
+            self.limits(timelimit=[1, None])
+        (line,) = caplog.messages
+        assert f"time_limit.raised limit_s=1 to_s={LEAST:g}" in line
+
+    @pytest.mark.parametrize(("hard", "soft", "option"), [(LEAST - 1, None, "--time-limit"), (None, 1, "--soft-time")])
+    def test_of_a_worker(self, hard: float | None, soft: float | None, option: str) -> None:
+        with pytest.raises(SettingsError, match=f"{option}.*sent again and again.*at least {LEAST:g}"):
+            check_time_limits(settings.current(), PreforkPool, hard, soft)
+        check_time_limits(settings.current(), SoloPool, hard, soft)  # which has none
+        check_time_limits(settings.current(), PreforkPool, LEAST, None)
+
+    def test_a_worker_with_one_that_is_too_short_does_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("kafka_delivery_worker.application._refuse_redis_cluster", lambda _: None)
+        worker = SimpleNamespace(pool_cls=PreforkPool, time_limit=1, soft_time_limit=None)
+        with pytest.raises(SystemExit, match="kafka-delivery: --time-limit=1"):
+            _started(instance=worker)

@@ -12,9 +12,11 @@ from typing import Any
 
 import billiard.pool
 from celery import signals
+from celery.concurrency.prefork import TaskPool as PreforkPool
 
 from kafka_delivery import app, settings
 from kafka_delivery.celery_app import broker_options, result_timeouts
+from kafka_delivery.errors import SettingsError
 from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.redis_client import RedisClient
 
@@ -113,14 +115,37 @@ def _asked_pool(argv: list[str]) -> str:
     return ""
 
 
-def _started(**_: Any) -> None:
+def _started(instance: Any, **_: Any) -> None:
     _refuse_redis_cluster(settings.current())
+    try:
+        check_time_limits(settings.current(), instance.pool_cls, instance.time_limit, instance.soft_time_limit)
+    except SettingsError as error:
+        # Not as it is: Celery logs what a signal's receiver raises, and goes on.
+        raise SystemExit(f"kafka-delivery: {error}") from None
     if not settings.current().leases:
         log.warning("worker.celery_transport: messages have the guarantees of Celery and its broker, which are weaker")
     log.warning("worker.settings %r", settings.current())
     for variable in FOREIGN_VARIABLES:
         if os.environ.get(variable):
             log.warning("worker.ignored variable=%s use=KAFKA_DELIVERY_REDIS_URL", variable)
+
+
+def check_time_limits(s: settings.Settings, pool: Any, hard: float | None, soft: float | None) -> None:
+    """Refuse a worker's time limit that ends an attempt before its report can be there; other pools have no limits.
+
+    Raises:
+        SettingsError: it does.
+    """
+    if not (isinstance(pool, type) and issubclass(pool, PreforkPool)):
+        return
+    for option, limit in (("--time-limit", hard), ("--soft-time-limit", soft)):
+        if limit and limit < s.attempt_timeout_s:
+            raise SettingsError(
+                f"{option}={limit:g} (or task{option[1:].replace('-', '_')}) ends a process before Kafka has confirmed "
+                "its record, which would be sent again and again: leave it out, or give at least "
+                f"{s.attempt_timeout_s:g}, which is twice the wait for a report "
+                f"({settings.ENV_PREFIX}MESSAGE_TIMEOUT_MS and {settings.REPORT_GRACE_MS} ms)"
+            )
 
 
 def _refuse_redis_cluster(s: settings.Settings) -> None:

@@ -23,11 +23,10 @@ from kafka_delivery.disposition import Asker, Circuit, Move, disposition
 from kafka_delivery.errors import CircuitBreakerOpen
 from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.names import DEAD_LETTER, PROBE, RELEASED, SEND, SEND_MANY, is_topic_name
-from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
 
-from . import breaker, engine
+from . import breaker, engine, parked_items
 from .giving_back import give_back, wait_for_circuit
-from .parking import Parked
+from .parked_items import Reason
 from .shape import fault_of
 from .transport import Channel
 
@@ -173,19 +172,15 @@ class Consumer(CeleryConsumer):
         headers = message.headers if isinstance(message.headers, dict) else {}
         if PROBE in headers:
             breaker.current().not_sent(headers[PROBE])
-        item_id = _printable(headers.get("id") or message.properties.get("correlation_id") or uuid7())
+        reason = Reason(kind=kind, error_class=type(exc).__name__ if exc else "UnknownMessage", error_message=why)
         try:
-            item = Parked(
-                id=item_id,
-                kind=kind,
-                error_class=type(exc).__name__ if exc else "UnknownMessage",
-                error_message=why,
-                content="message",
-                data={"queue": self._queue_of(message), "envelope": _envelope(message)},
+            engine.current().park_message(
+                parked_items.of_message(
+                    self._queue_of(message), _envelope(message), headers, parked_items.body_of(message), reason
+                )
             )
-            engine.current().park_message(item)
         except Exception as error:  # not parked: then it must stay in the queue
-            log.error("message.not_parked id=%s error=%s", item_id, type(error).__name__)
+            log.error("message.not_parked id=%s error=%s", parked_items.id_of(message), type(error).__name__)
             give_back(message, pause_of(error), partial(message.reject_log_error, log, QUEUE_FAULTS, True))
             return
         message.ack_log_error(log, self.connection_errors)
@@ -233,7 +228,3 @@ def target_of(message: Any) -> str | None:
     if not isinstance(topic, str) or not is_topic_name(topic):
         return None
     return settings.current().dead_letter_topic(topic) if task == DEAD_LETTER else topic
-
-
-def _printable(message_id: Any) -> str:
-    return str(message_id)[:MAX_MESSAGE_ID].encode("ascii", "backslashreplace").decode()

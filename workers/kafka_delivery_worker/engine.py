@@ -9,7 +9,8 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from time import monotonic, time_ns
 from typing import Any
@@ -19,11 +20,11 @@ from confluent_kafka import KafkaError
 from kafka_delivery import settings
 from kafka_delivery.errors import CircuitBreakerOpen, DeliveryError, InvalidRecordError
 from kafka_delivery.faults import QUEUE_FAULTS
-from kafka_delivery.names import DEAD_LETTER, PROBE, SEND
+from kafka_delivery.names import PROBE
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 
-from . import breaker
+from . import breaker, parked_items
 from .breaker import Admission
 from .broadcast import Broadcast
 from .classify import Retry, delivery_error, verdict
@@ -33,7 +34,8 @@ from .dotted import load
 from .failures import Failed, Failures
 from .hook import DeadLettered, Hook
 from .metrics import Meters
-from .parking import Parked, ParkingStore, fingerprint
+from .parked_items import Call, Reason
+from .parking import Parked, ParkingStore
 from .producer import NoClientError, Outgoing, Producer, Report
 from .sampling import Sample
 from .topics import DeadLetterTopics
@@ -127,19 +129,23 @@ class Engine:
             if not self._topics.create(letter.topic, error):
                 raise
             metadata = self._one(record, letter, None, count=False)
-        self.count("dead-lettered", record.topic)
-        log.warning(
-            "record.dead_lettered topic=%s message_id=%s attempt=%d error_class=%s error_code=%s dead_letter_topic=%s "
-            "partition=%s offset=%s",
-            record.topic, record.id, why["retry_count"] + 1, why["error_class"], why["error_code"], letter.topic,
-            metadata["partition"], metadata["offset"],
-        )  # fmt: skip
+        with self._done(record.id):
+            self.count("dead-lettered", record.topic)
+        with self._done(record.id):
+            log.warning(
+                "record.dead_lettered topic=%s message_id=%s attempt=%d error_class=%s error_code=%s "
+                "dead_letter_topic=%s partition=%s offset=%s",
+                record.topic, record.id, why["retry_count"] + 1, why["error_class"], why["error_code"], letter.topic,
+                metadata["partition"], metadata["offset"],
+            )  # fmt: skip
         self._tell(record, why, partition=metadata["partition"], offset=metadata["offset"])
         return metadata
 
     def _tell(self, record: Record, why: dict[str, Any], **where: Any) -> None:
         """Let the application's own function know, if it has named one."""
-        if self._hook is not None:
+        if self._hook is None:
+            return
+        with self._done(record.id):
             reason = {name: why[name] for name in DeadLettered.__slots__ if name in why}
             there = self._settings.dead_letter_topic(record.topic)
             self._hook.tell(
@@ -274,33 +280,37 @@ class Engine:
         Raises:
             redis.exceptions.RedisError: it is not kept.
         """
-        text = f"{why['error_message']}; then its dead letter was refused: {error}"
-        kept = self._park(
-            Parked(
-                id=record.id,
-                kind="dead-letter",
-                error_class=why["error_class"],
-                error_code=why["error_code"],
-                error_message=text,
-                retry_count=why["retry_count"],
-                redrive_count=why["redrive_count"],
-                topic=record.topic,
-                content="record",
-                data=record.to_wire(self._settings.cluster),
-                **fingerprint(record.value_bytes),
-            )
+        reason = Reason(
+            kind="dead-letter",
+            error_class=why["error_class"],
+            error_code=why["error_code"],
+            error_message=f"{why['error_message']}; then its dead letter was refused: {error}",
         )
+        (kept,) = self._park(
+            [
+                parked_items.of_record(
+                    record, reason, retries=why["retry_count"], redrives=why["redrive_count"],
+                    cluster=self._settings.cluster,
+                )
+            ]
+        )  # fmt: skip
         self._tell(record, why, parked_id=kept)
         return kept
 
     def park_call(self, request: Any, error: Exception, kind: str | None = None, why: str | None = None) -> str:
-        """Keep a call that failed in a way that nobody planned, or that will never run; return its id.
+        """Keep a call that failed in a way that nobody planned, or that will never run.
+
+        Of a batch each record is an item of its own.
 
         Args:
-            request: Celery's request or context: `id`, `task`, `args`, `kwargs`, `retries`.
+            request: Celery's request or context: `id`, `task`, `args`, `kwargs`, `retries`, and what its message asked
+                of Celery besides.
             error: what happened.
             kind: see `Parked.kind`; found from the error by default.
             why: the reason in words; by default what a traceback of the error ends with.
+
+        Returns:
+            The id under which it lies; of a batch, its first record's.
 
         Raises:
             redis.exceptions.RedisError: it is not kept.
@@ -309,27 +319,8 @@ class Engine:
         if mark is not None:
             self.breaker.not_sent(mark)
         kind = kind or ("invalid" if isinstance(error, InvalidRecordError) else "bug")
-        record = _record_of(request, self._settings.cluster)
-        kept = self._park(
-            Parked(
-                id=record.id if record else request.id,
-                kind=kind,
-                error_class=type(error).__name__,
-                error_message=why or _last_line(error),
-                retry_count=request.retries or 0,
-                topic=record.topic if record else None,
-                content="record" if record else "call",
-                data=record.to_wire(self._settings.cluster)
-                if record
-                else {
-                    "task": request.task,
-                    "id": request.id,
-                    "args": list(request.args or ()),
-                    "kwargs": dict(request.kwargs or {}),
-                },
-                **(fingerprint(record.value_bytes) if record else {}),
-            )
-        )
+        reason = Reason(kind=kind, error_class=type(error).__name__, error_message=why or _last_line(error))
+        kept = self._park(parked_items.of_call(Call.of(request), reason))[0]
         if kind == "bug":
             self.blamed(request.id)
         return kept
@@ -338,24 +329,39 @@ class Engine:
         """Forget the failures at a message that is parked: its redrive begins anew."""
         self._failures.forget(message_id)
 
-    def park_message(self, item: Parked) -> str:
-        """Keep a message that never reached a task.
+    def park_message(self, items: Sequence[Parked]) -> None:
+        """Keep a message that never reached a task: its records, or the whole.
 
         Raises:
-            redis.exceptions.RedisError: it is not kept.
+            redis.exceptions.RedisError: not all of it is kept.
         """
-        return self._park(item)
+        self._park(items)
 
-    def _park(self, item: Parked) -> str:
-        kept = self._parking.park(item)
-        self.count("parked", item.topic or "")
-        log.error(
-            "record.parked kind=%s topic=%s message_id=%s parked_id=%s error_class=%s error_code=%s",
-            item.kind, item.topic, item.id, kept, item.error_class, item.error_code,
-        )  # fmt: skip
+    def _park(self, items: Sequence[Parked]) -> list[str]:
+        kept = self._parking.park_all(items)
+        for item, item_id in zip(items, kept, strict=True):
+            with self._done(item.id):
+                self.count("parked", item.topic or "")
+            with self._done(item.id):
+                log.error(
+                    "record.parked kind=%s topic=%s message_id=%s parked_id=%s error_class=%s error_code=%s",
+                    item.kind, item.topic, item.id, item_id, item.error_class, item.error_code,
+                )  # fmt: skip
         return kept
 
     # -- what became of a record: counted and logged
+    @contextmanager
+    def _done(self, message_id: str) -> Iterator[None]:
+        """Around what only tells of a record that is elsewhere already: its failure changes nothing for the record.
+
+        The task would fail with it, and the record be sent again, or parked beside where it is.
+        """
+        try:
+            yield
+        except Exception as error:
+            with suppress(Exception):  # it may be the log itself that fails
+                log.error("record.not_told message_id=%s error=%s", message_id, type(error).__name__)
+
     def count(self, outcome: str, topic: str, records: int = 1) -> None:
         """Count records of one topic; see `counts.OUTCOMES`."""
         self._counts.add(outcome, topic, records)
@@ -364,23 +370,28 @@ class Engine:
         """Records, by their ids, are in their topic. Of these a sample is logged."""
         if not records:
             return
-        self._counts.add("delivered", topic, len(records))
-        if self.meters is not None:
-            for message_id, _ in records:
-                self.meters.end_to_end.arrived(message_id)
-        for message_id, report in records[: self._logged.takes(monotonic(), len(records))]:
-            log.info(
-                "record.delivered topic=%s message_id=%s partition=%s offset=%s",
-                topic, message_id, report.partition, report.offset,
-            )  # fmt: skip
+        with self._done(records[0][0]):
+            self._counts.add("delivered", topic, len(records))
+        with self._done(records[0][0]):
+            if self.meters is not None:
+                for message_id, _ in records:
+                    self.meters.end_to_end.arrived(message_id)
+        with self._done(records[0][0]):
+            for message_id, report in records[: self._logged.takes(monotonic(), len(records))]:
+                log.info(
+                    "record.delivered topic=%s message_id=%s partition=%s offset=%s",
+                    topic, message_id, report.partition, report.offset,
+                )  # fmt: skip
 
     def sent_again(self, outcome: str, error: DeliveryError, retries: int) -> None:
         """It is ``retried``, or ``deferred`` without using an attempt; for the time being it failed."""
-        self._counts.add(outcome, error.topic)
-        log.warning(
-            f"record.{outcome} topic=%s message_id=%s attempt=%d error_class=%s error_code=%s error=%s",
-            error.topic, error.message_id, retries + 1, type(error).__name__, error.code, error.name,
-        )  # fmt: skip
+        with self._done(error.message_id):
+            self._counts.add(outcome, error.topic)
+        with self._done(error.message_id):
+            log.warning(
+                f"record.{outcome} topic=%s message_id=%s attempt=%d error_class=%s error_code=%s error=%s",
+                error.topic, error.message_id, retries + 1, type(error).__name__, error.code, error.name,
+            )  # fmt: skip
 
     # -- the rest
     @property
@@ -433,17 +444,6 @@ class Engine:
 def _had_company(report: Report) -> bool:
     """Whether the record may have failed for a neighbour in its batch: librdkafka fails a batch as a whole."""
     return report.error is not None and verdict(report.error.code()).retry is Retry.ALONE
-
-
-def _record_of(request: Any, cluster: str) -> Record | None:
-    """The one record that a call was about, if it can be made out."""
-    args, task = request.args or (), request.task
-    if task not in (SEND, DEAD_LETTER) or not args or not isinstance(args[0], list):
-        return None
-    try:
-        return Record.from_wire(args[0], cluster)
-    except InvalidRecordError:
-        return None
 
 
 def _last_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kombu.exceptions import KombuError
@@ -28,6 +28,8 @@ from kafka_delivery import names
 from kafka_delivery.errors import ParkingFullError
 from kafka_delivery.faults import QUEUE_FAULTS
 
+from . import parked_items
+from .parked_items import Reason
 from .parking import Parked, ParkingStore
 
 log = logging.getLogger("kafka_delivery.lease")
@@ -80,7 +82,7 @@ class Lease:
         max_bytes: of messages that may be held at a time.
         cluster: the Kafka cluster whose circuits decide what may be claimed.
         ramp_s: how long claims grow to their full number after one of them was open.
-        on_parked: called for each message that was parked and never reached a task.
+        on_parked: called with the topic, or "", of each item that was parked and never reached a task.
         max_deaths: workers that may die with a message before it is parked. From the third on it is claimed alone.
         parked_max_bytes: of Redis's memory that parked items may take; 0 for any.
     """
@@ -95,7 +97,7 @@ class Lease:
         cluster: str = "default",
         ramp_s: float = 0.0,
         parked_max_bytes: int = 0,
-        on_parked: Callable[[], None] = lambda: None,
+        on_parked: Callable[[str], None] = lambda topic: None,
     ) -> None:
         self.owner = uuid.uuid4().hex
         self.milliseconds = int(seconds * 1000)
@@ -349,29 +351,19 @@ class Lease:
         """
         while (entry := self.redis.lindex(self.poison, 0)) is not None:
             queue, _, envelope = entry.decode(errors="surrogateescape").partition("\n")
+            died = f"{self._max_deaths} workers died while they held it"
+            items = parked_items.of_raw(
+                queue, envelope, Reason(kind="poison", error_class="WorkerLost", error_message=died)
+            )
             try:
-                kept = self.parking.park(poisoned(queue, envelope, self._max_deaths))
+                kept = self.parking.park_all(items)
             except ParkingFullError:  # the store has said so
                 return
             self.redis.lrem(self.poison, 1, entry)
-            self.on_parked()
-            log.error("message.parked kind=poison parked_id=%s", kept)
+            self.parked(items, kept)
 
-
-def poisoned(queue: str, envelope: str, deaths: int) -> Parked:
-    """The parked form of a message that took workers down."""
-    return Parked(
-        id=_id_of(envelope),
-        kind="poison",
-        error_class="WorkerLost",
-        error_message=f"{deaths} workers died while they held it",
-        content="message",
-        data={"queue": queue, "raw": envelope},
-    )
-
-
-def _id_of(envelope: str) -> str:
-    """The task id in a raw envelope, found without decoding it: what it holds may be what kills."""
-    _, _, rest = envelope.partition('"correlation_id": "')
-    found, quote, _ = rest.partition('"')
-    return found if quote and found else f"poison-{uuid.uuid4().hex}"
+    def parked(self, items: Sequence[Parked], kept: Sequence[str]) -> None:
+        """Count and log what never reached a task and was parked, under these ids."""
+        for item, item_id in zip(items, kept, strict=True):
+            self.on_parked(item.topic or "")
+            log.error("message.parked kind=%s topic=%s parked_id=%s", item.kind, item.topic, item_id)

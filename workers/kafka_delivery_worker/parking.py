@@ -22,9 +22,9 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from kombu.utils.json import dumps, loads
 
@@ -42,8 +42,10 @@ LONGEST_PAUSE_S = 60.0
 
 PAGE = 100
 PAGE_BYTES = 4 * 1024 * 1024
-"""Of items that are read at a time: what bounds the memory of whoever lists them."""
+"""Of items that are read or parked at a time. It bounds the memory of the process, and how long Redis is busy."""
 
+NAMESAKE = "{item_id}~{digest:.8}"
+"""Under which an item lies whose id is another content's; park.lua makes the same."""
 
 KINDS = {
     "dead-letter": "its dead-letter topic refused it or is missing: create or correct that topic, then redrive",
@@ -75,6 +77,9 @@ class Parked:
         data: that content.
         size, sha256: bytes of a record's value, and their digest (hexadecimal); None for no record, and for a
             tombstone.
+        asked: what the message asked of Celery beside the call: `callbacks`, `errbacks`, `chain`, `chord`, `root_id`,
+            `parent_id`, `group`, `group_index`, those of them that it had. It may hold payloads. A message that is
+            kept whole has it in its envelope.
     """
 
     id: str
@@ -90,6 +95,7 @@ class Parked:
     parked_at_ms: int = 0
     size: int | None = None
     sha256: str | None = None
+    asked: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def at_ms(self) -> int:
@@ -122,11 +128,41 @@ class Parked:
         return unpack(self._wire[3]) if self._wire else None
 
     @property
+    def digest(self) -> str:
+        """What tells its content from another one of the same id: SHA-256 (hexadecimal)."""
+        # Not of the calls that it belongs to: the same record in another tree of calls is the same record.
+        asked = {name: value for name, value in (self.asked or {}).items() if name not in ("root_id", "parent_id")}
+        content = {"content": self.content, "data": self.data} | ({"asked": asked} if asked else {})
+        return hashlib.sha256(dumps(content).encode()).hexdigest()
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """Ids under which the store may keep it: its own, or with a suffix if that is another content's."""
+        return self.id, NAMESAKE.format(item_id=self.id, digest=self.digest)
+
+    @property
     def _wire(self) -> list[Any]:
         return self.data if self.content == "record" else []
 
     def __repr__(self) -> str:
         return f"Parked(id={self.id!r}, kind={self.kind!r}, topic={self.topic!r}, error_class={self.error_class!r})"
+
+
+Times = tuple[float | None, float | None]
+"""When something was parked under each of `Parked.places` (ms since the epoch); None where nothing is."""
+
+
+class Lock(Protocol):
+    """What a command holds that removes items, so that no other one does; see `redrive.RunLock`."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def token(self) -> str: ...
+
+    def lost(self) -> Exception:
+        """What to raise when it is found to be another's, or nobody's."""
 
 
 class Usage(NamedTuple):
@@ -157,7 +193,10 @@ class ParkingStore:
         self._max_bytes = max_bytes
         self._keys = [prefix + name for name in (PARKED, PARKED_INDEX, PARKED_ROOM)]
         self._items, self._index, _ = self._keys
-        self._park, self._unpark, self._taken = (redis.register_script(_script(name)) for name in _SCRIPTS)
+        self._prefix = prefix
+        self._park, self._unpark, self._send_back, self._taken = (
+            redis.register_script(_script(name)) for name in _SCRIPTS
+        )
         self._lock = threading.Lock()
         self._pause_s = 0.0
         self._full_until = 0.0
@@ -178,23 +217,61 @@ class ParkingStore:
             ParkingFullError: there is no room; nothing was thrown away for it. For a while, Redis is not even asked.
             redis.exceptions.RedisError: it is not kept.
         """
-        if monotonic() < self._full_until:
-            raise self._full()
+        (kept,) = self.park_all([item])
+        return kept
+
+    def park_all(self, items: Sequence[Parked]) -> list[str]:
+        """Keep all `items`, in order, and return the ids under which they lie.
+
+        An error leaves some of them parked. All may then be parked again: what is kept already is kept once.
+
+        Raises:
+            ParkingFullError: there is no room for all; nothing was thrown away for them. For a while, Redis is not
+                even asked.
+            redis.exceptions.RedisError: not all are kept.
+        """
+        kept: list[str] = []
+        some: list[list[Any]] = []
+        total = 0
+        for item in items:
+            arguments = self._arguments(item)
+            if some and (len(some) == PAGE or total + len(arguments[3]) > PAGE_BYTES):
+                kept += self._park_some(items[len(kept)], some)
+                some, total = [], 0
+            some.append(arguments)
+            total += len(arguments[3])
+        if some:
+            kept += self._park_some(items[len(kept)], some)
+        self._pause_s = 0.0
+        return kept
+
+    def _arguments(self, item: Parked) -> list[Any]:
+        """Those of park.lua."""
         now = time.time_ns() // 1_000_000
-        content = dumps({"content": item.content, "data": item.data})
-        digest = hashlib.sha256(content.encode()).hexdigest()
+        digest = item.digest
         # Kombu's JSON for the data, because a message may hold what only its decoder knows; as text inside ours,
         # so that reading an item here never interprets it.
-        fields = {name: getattr(item, name) for name in Parked.__slots__}
-        stored = json.dumps(fields | {"parked_at_ms": now, "data": dumps(item.data), "digest": digest})
+        fields = {name: getattr(item, name) for name in Parked.__slots__} | {"data": dumps(item.data)}
+        fields["asked"] = None if item.asked is None else dumps(item.asked)
+        stored = json.dumps(fields | {"parked_at_ms": now, "digest": digest})
         item_id = item.id.encode("ascii", "backslashreplace")  # a stranger's message has any id
-        kept: bytes
-        kept, taken = self._park(self._keys, [item_id, digest, now, stored, self._max_bytes])
-        if not kept:
-            self._refused(taken, item.kind, len(stored))
+        return [item_id, digest, now, stored, self._max_bytes]
+
+    def _park_some(self, first: Parked, some: Sequence[list[Any]]) -> list[str]:
+        if monotonic() < self._full_until:
             raise self._full()
-        self._pause_s = 0.0
-        return kept.decode()
+        if len(some) == 1:
+            replies = [self._park(self._keys, some[0])]
+        else:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for arguments in some:
+                    self._park(self._keys, arguments, client=pipe)
+                replies = pipe.execute()
+        for (kept, taken), arguments in zip(replies, some, strict=True):
+            if not kept:
+                self._refused(taken, first.kind, len(arguments[3]))
+                raise self._full()
+        return [kept.decode() for kept, _ in replies]
 
     def _refused(self, taken: int, kind: str, size: int) -> None:
         with self._lock:
@@ -263,19 +340,62 @@ class ParkingStore:
 
     def namesakes(self, item_id: str) -> Iterator[str]:
         """Ids under which other contents of the same id lie; looked for in small steps."""
-        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", item_id) + "~*"
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", item_id) + "~????????"
         for found, _ in self._redis.zscan_iter(self._index, match=pattern, count=1_000):
             yield found.decode()
 
-    def remove(self, item_id: str, parked_at_ms: int | None = None) -> bool:
+    def parked_at(self, places: Sequence[tuple[str, str]]) -> Iterator[Times]:
+        """When something was parked under each of the `Parked.places` of some items."""
+        ids = [place for pair in places for place in pair]
+        scores = self._redis.zmscore(self._index, ids) if ids else []
+        return zip(scores[::2], scores[1::2], strict=True)
+
+    def remove(self, item_id: str, parked_at_ms: int | None = None, lock: Lock | None = None) -> bool:
         """Take the item away; False if it was not there.
 
         Args:
             item_id: its id.
             parked_at_ms: when it was parked; one that was parked again since then stays.
+            lock: what only one command holds at a time; checked in the same step.
+
+        Raises:
+            RedriveError: the lock is lost; nothing is taken away.
         """
         at = "" if parked_at_ms is None else parked_at_ms
-        return bool(self._unpark(self._keys, [item_id, at]))
+        keys, arguments = self._keys, [item_id, at]
+        if lock is not None:
+            keys, arguments = [*keys, lock.key], [*arguments, lock.token]
+        return self._told(self._unpark(keys, arguments), lock)
+
+    def send_back(self, item: Parked, messages: Sequence[tuple[str, str | bytes]], lock: Lock) -> bool:
+        """Put messages into their queues and take the item away, in one step; False if it is not there any more.
+
+        Args:
+            item: the item, as it was read.
+            messages: each a list in the Redis of the store, without the prefix, and what is to lie in that list.
+            lock: what only one command holds at a time; checked in the same step.
+
+        Raises:
+            RedriveError: the lock is lost; nothing is done.
+            redis.exceptions.RedisError: Redis refused; nothing is done. It did not answer: unknown.
+        """
+        keys = [*self._keys, lock.key, *(self._prefix + queue for queue, _ in messages)]
+        arguments = [item.id, item.parked_at_ms, lock.token, *(envelope for _, envelope in messages)]
+        return self._told(self._send_back(keys, arguments), lock)
+
+    def check(self, lock: Lock) -> None:
+        """Before what no script guards.
+
+        Raises:
+            RedriveError: the lock is lost.
+        """
+        if self._redis.get(lock.key) != lock.token.encode():
+            raise lock.lost()
+
+    def _told(self, reply: int, lock: Lock | None) -> bool:
+        if reply < 0 and lock is not None:
+            raise lock.lost()
+        return bool(reply)
 
 
 def fingerprint(value: bytes | None) -> dict[str, Any]:
@@ -285,14 +405,19 @@ def fingerprint(value: bytes | None) -> dict[str, Any]:
 
 def _item(stored: bytes, item_id: str) -> Parked:
     fields = json.loads(stored)
-    text = fields["data"]
-    try:
-        fields["data"] = loads(text)
-    except ValueError:  # what kombu would interpret and cannot; it is shown as it is
-        fields["data"] = json.loads(text)
+    fields["data"] = _loads(fields["data"])
+    if fields.get("asked") is not None:
+        fields["asked"] = _loads(fields["asked"])
     fields["id"] = item_id
     # Of what a newer version parked, take what this one knows; an older one knew less.
     return Parked(**{name: fields[name] for name in Parked.__slots__ if name in fields})
+
+
+def _loads(text: str) -> Any:
+    try:
+        return loads(text)
+    except ValueError:  # what kombu would interpret and cannot; it is shown as it is
+        return json.loads(text)
 
 
 def _chunks(ids: Sequence[bytes], sizes: Sequence[int]) -> Iterator[list[bytes]]:
@@ -308,7 +433,7 @@ def _chunks(ids: Sequence[bytes], sizes: Sequence[int]) -> Iterator[list[bytes]]
     yield some
 
 
-_SCRIPTS = ("park", "unpark", "taken")
+_SCRIPTS = ("park", "unpark", "send_back", "taken")
 
 
 @functools.cache

@@ -80,10 +80,6 @@ new_tuple = tuple.__new__
 """Makes a NamedTuple without its own constructor, which is a Python function: there are two for each record."""
 
 
-class NoClientError(Exception):
-    """Raised when there is no client now; nothing was handed over."""
-
-
 class Outgoing(NamedTuple):
     """A record as librdkafka takes it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +16,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 
 from kafka_delivery import settings
 from kafka_delivery.base import Deferral, GiveBack, pause_of
-from kafka_delivery.names import DEFERRED_EVENT, PROBE, REVIVED
+from kafka_delivery.names import DEFERRED_EVENT, PROBE, REDRIVES, REVIVED
 
 from . import breaker, engine
 from .giving_back import give_back
@@ -26,6 +27,8 @@ log = logging.getLogger("kafka_delivery.request")
 class Request(CeleryRequest):
     """Named by `DeliveryTask.Request`; lives in the worker's main process."""
 
+    time_limits: tuple[Any, Any]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, list | tuple) or not isinstance(self.kwargs, dict):
@@ -34,6 +37,15 @@ class Request(CeleryRequest):
         if not _encoded(self.args, self.kwargs):  # called by name: its representation is the caller's, payload and all
             self._argsrepr, self._kwargsrepr = "(...)", "{...}"
             self._request_dict |= {"argsrepr": self._argsrepr, "kwargsrepr": self._kwargsrepr}
+        # Celery takes the task's where the message has none. A shorter one than an attempt takes would kill the process
+        # before the report is there; the message would go back, again and again, and each time be written, perhaps.
+        if not isinstance(self.time_limits, list | tuple) or len(self.time_limits) != 2:
+            raise InvalidTaskError("time limits must be a pair")
+        hard, soft = self.time_limits
+        self.time_limits = (
+            _long_enough(hard or self.task.time_limit),
+            _long_enough(soft or self.task.soft_time_limit),
+        )
         if self.eta is not None and self.eta <= datetime.now(UTC):
             # It has waited in Redis. Celery's timer fires ten entries for each turn of the event loop, which may take a
             # second (kombu/asynchronous/hub.py, fire_timers), and of retries thousands are due at a time.
@@ -94,24 +106,44 @@ class Request(CeleryRequest):
         if not requeue and not self.acknowledged and not settings.current().leases:
             why = "Celery rejected it"
             try:
-                engine.current().park_call(self._as_call(), Reject(why), "undecodable", why)
+                engine.current().park_call(self._as_call(), Reject(why), "invalid", why)
             except Exception as error:  # not parked: then it must stay in the queue
                 log.error("record.not_parked message_id=%s error=%s", self.id, type(error).__name__)
                 requeue = True
         super().reject(requeue)
 
     def _as_call(self) -> SimpleNamespace:
-        return SimpleNamespace(
-            id=self.id,
-            task=self.task.name,
-            args=self.args,
-            kwargs=self.kwargs,
-            retries=self.request_dict.get("retries"),
-        )
+        embed = self._payload[2] if isinstance(self._payload[2], dict) else {}
+        headers = {REDRIVES: self.request_dict.get(REDRIVES)}
+        own = {
+            "id": self.id,
+            "task": self.task.name,
+            "args": self.args,
+            "kwargs": self.kwargs,
+            "retries": self.request_dict.get("retries"),
+        }
+        return SimpleNamespace(**{**self.request_dict, **embed, **own, "headers": headers})
 
     def info(self, safe: bool = False) -> Any:
         """What ``inspect active`` and its like show: always the representation, never the arguments."""
         return super().info(safe=True)
+
+
+def _long_enough(limit: Any) -> Any:
+    """`limit` in seconds, or what an attempt takes at most if that is longer; None for none."""
+    least = settings.current().attempt_timeout_s
+    if not isinstance(limit, int | float) or not 0 < limit < least:
+        return limit
+    _tell(limit, least)
+    return least
+
+
+@functools.lru_cache(maxsize=100)  # once for each limit, and not for each message of a caller that varies it
+def _tell(limit: float, least: float) -> None:
+    log.warning(
+        "time_limit.raised limit_s=%g to_s=%g reason=%r",
+        limit, least, "the report of a record may take so long; a shorter limit sends it again and again",
+    )  # fmt: skip
 
 
 def _encoded(args: Any, kwargs: Any) -> bool:

@@ -37,3 +37,17 @@ local function keep(bytes, estimated, at)
     redis.pcall('HSET', KEYS[3], 'bytes', math.max(0, bytes), 'items', items, 'counted_at', at, 'estimated', estimated)
   end
 end
+
+-- Whether an item is there, and still the one that was parked at that time (ms); "" for any time
+local function is_there(id, at)
+  local held = redis.call('HGET', KEYS[1], id)
+  return held and (at == '' or string.find(held, '"parked_at_ms": ' .. at .. '[,}]')) and true or false
+end
+
+local function take_away(id)
+  local bytes, estimated, at = taken()
+  bytes = bytes - size(id)
+  redis.call('HDEL', KEYS[1], id)
+  redis.call('ZREM', KEYS[2], id)
+  keep(bytes, estimated, at)
+end

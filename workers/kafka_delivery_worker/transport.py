@@ -28,10 +28,11 @@ from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.names import PROBE, QUEUE, RELEASED
 from kafka_delivery.redis_client import RedisClient
 
-from . import breaker, engine
+from . import breaker, engine, parked_items
 from .breaker import Breaker, Probe
 from .decoding import loads, unbase64
 from .lease import Lease, Settling, script
+from .parked_items import Reason
 from .parking import Parked
 
 log = logging.getLogger("kafka_delivery.transport")
@@ -85,8 +86,8 @@ def process_lease() -> Lease:
     )
 
 
-def _count_parked() -> None:
-    engine.current().count("parked", "")
+def _count_parked(topic: str) -> None:
+    engine.current().count("parked", topic)
 
 
 class Message(virtual.Message):
@@ -462,37 +463,29 @@ class Channel(redis.Channel):
 
     def _quarantine(self, item: bytes, tag: str, error: Exception) -> None:
         """Keep what is no Celery message at all; Celery's transport ends the worker over it."""
-        self._park(
-            tag,
-            f"garbage-{self.lease.owner[:8]}-{tag.partition(':')[0]}",
-            type(error).__name__,
-            "it is not a Celery message",
-            {"queue": tag.partition(":")[2], "raw": item.decode(errors="surrogateescape")},
+        reason = Reason(
+            kind="undecodable", error_class=type(error).__name__, error_message="it is not a Celery message"
         )
+        made_up = f"garbage-{self.lease.owner[:8]}-{tag.partition(':')[0]}"
+        self._park(tag, [parked_items.of_bytes(tag.partition(":")[2], item, made_up, reason)])
 
     def park_rejected(self, message: Any) -> None:
         """Keep what a consumer rejects without wanting it back."""
-        made_up = f"rejected-{self.lease.owner[:8]}-{message.delivery_tag.partition(':')[0]}"
+        reason = Reason(kind="invalid", error_class="Rejected", error_message="Celery rejected it")
+        tag, body = message.delivery_tag, parked_items.body_of(message)
         self._park(
-            message.delivery_tag,
-            str(message.headers.get("id") or message.properties.get("correlation_id") or made_up),
-            "Rejected",
-            "Celery rejected it",
-            {"queue": _queue(message.delivery_tag, self.sep), "envelope": message.serializable()},
+            tag,
+            parked_items.of_message(_queue(tag, self.sep), message.serializable(), message.headers, body, reason),
         )
 
-    def _park(self, tag: str, item_id: str, error_class: str, why: str, data: dict[str, Any]) -> None:
-        parked = Parked(
-            id=item_id, kind="undecodable", error_class=error_class, error_message=why, content="message", data=data
-        )
+    def _park(self, tag: str, items: list[Parked]) -> None:
         try:
-            kept = self.lease.parking.park(parked)
+            kept = self.lease.parking.park_all(items)
         except (ParkingFullError, *QUEUE_FAULTS) as fault:  # then it must stay in the queue
             self.lease.put_off(tag, pause_of(fault))
             return
-        self.lease.on_parked()
-        log.error("message.parked kind=undecodable parked_id=%s", kept)
         self.lease.settled(tag)
+        self.lease.parked(items, kept)
 
     def close(self) -> None:
         """As kombu's; what an answer that is still under way brings is returned by the next channel, or at the end."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -22,6 +22,7 @@ from kafka_delivery.names import DEAD_LETTER_QUEUE, QUEUE, SEND_MANY, is_topic_n
 from kafka_delivery.redis_client import RedisClient
 
 from .lease import script
+from .parked_items import message_ids
 from .parking import Parked, ParkingStore
 
 SLICE_BYTES = 1_000_000
@@ -90,7 +91,7 @@ class Whereabouts:
         Raises:
             redis.exceptions.RedisError: Redis cannot be reached or refuses.
         """
-        places = chain(self._waiting(watch) if self._queues else (), self._parked())
+        places = chain(self._waiting(watch) if self._queues else (), self._parked(watch))
         return next(places, None)
 
     def _waiting(self, watch: Watch) -> Iterator[Place]:
@@ -126,16 +127,20 @@ class Whereabouts:
             yield self._place(Where.HELD, message, worker=self._worker(message))
 
     def _search(self, kind: str, key: str, watch: Watch) -> Iterator[tuple[bytes, bytes]]:
+        for place, message in self._found(kind, key, [*self._texts, self._part], self._in_batches, watch):
+            if any(text.encode() in message for text in self._texts) or self._is_with(message):
+                yield place, message
+
+    def _found(
+        self, kind: str, key: str, texts: Sequence[str], in_batches: Sequence[str], watch: Watch
+    ) -> Iterator[tuple[bytes, bytes]]:
         at, looked = b"0", 0
         while at:
-            texts = [*self._texts, self._part]
-            arguments = [kind, at, SLICE_BYTES, len(texts), *texts, *self._in_batches]
+            arguments = [kind, at, SLICE_BYTES, len(texts), *texts, *in_batches]
             at, found, there, some = self._find([self._prefix + key], arguments)
             looked += some
             watch(looked, there)
-            for place, message in zip(found[::2], found[1::2], strict=True):
-                if any(text.encode() in message for text in self._texts) or self._is_with(message):
-                    yield place, message
+            yield from zip(found[::2], found[1::2], strict=True)
 
     def _is_with(self, message: bytes) -> bool:
         """Whether it is a batch that the record is in, or a part of the batch."""
@@ -167,11 +172,21 @@ class Whereabouts:
         answers = app.control.inspect(timeout=ASKED_S).query_task(task_id) or {}
         return next((worker for worker, known in answers.items() if task_id in (known or {})), None)
 
-    def _parked(self) -> Iterator[Place]:
+    def _parked(self, watch: Watch) -> Iterator[Place]:
         store = ParkingStore(self._redis.client, self._prefix)
-        for item_id in chain((self._id, self._letter_id), store.namesakes(self._id)):
+        ids = (self._id, self._letter_id)
+        for item_id in chain(ids, *map(store.namesakes, ids)):
             if (item := store.get(item_id)) is not None:
                 yield Place(Where.PARKED, facts=_of_parked(item))
+        for found, _ in self._found("hash", names.PARKED, [as_parked(self._id)], (), watch):
+            item = store.get(found.decode())
+            if item is not None and self._id in message_ids(item):
+                yield Place(Where.PARKED, batch=item.data["id"], facts=_of_parked(item))
+
+
+def as_parked(text: str) -> str:
+    """What becomes of a JSON text's string in a parked item, which is JSON in a string of JSON."""
+    return json.dumps(json.dumps(text))[1:-1]
 
 
 def base64_of(text: str) -> list[str]:

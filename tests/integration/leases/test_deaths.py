@@ -129,8 +129,8 @@ class TestDeaths:
         assert survivor.reaps(worker) == (0, 1)
         assert client.llen(QUEUE) == 0
 
-        counted: list[None] = []
-        survivor.lease.on_parked = lambda: counted.append(None)
+        counted: list[str] = []
+        survivor.lease.on_parked = counted.append
         survivor.lease.park_poison()
 
         assert len(counted) == 1

@@ -64,7 +64,7 @@ class TestQoS:
         def refuse(*_: Any) -> str:
             raise redis.ResponseError("no")
 
-        monkeypatch.setattr(ParkingStore, "park", refuse)
+        monkeypatch.setattr(ParkingStore, "park_all", refuse)
         broker.got[0].reject()
         broker.turn(lambda: redis_client.zcard(DELAYED + QUEUE) == 1)
         broker.look()

@@ -20,12 +20,14 @@ from redis.exceptions import RedisError
 from kafka_delivery import Record, app, send, settings
 from kafka_delivery.base import record_from
 from kafka_delivery.errors import EnqueueError, InvalidRecordError
-from kafka_delivery.names import DEAD_LETTER, PARKED_LOCK, QUEUE, REVIVED
+from kafka_delivery.names import DEAD_LETTER, PARKED_LOCK, QUEUE, REVIVED, SEND
 from kafka_delivery.redis_client import RedisClient
 
 from .. import broker
+from ..envelopes import written_by
+from ..parked_items import options_of
 from ..parking import KINDS, Parked, ParkingStore, fingerprint
-from ..redrive import RunLock
+from ..redrive import RedriveError, RunLock
 from .acting import AuditHandler, Pace, Rate, Signals, Topic, counted, progress
 from .filters import Filter, filter_options, topic_option
 from .letters import bar, code_name, data, for_people, hour
@@ -112,6 +114,8 @@ def show(item_id: str, as_json: bool) -> None:
         click.echo(f"value: {for_people(data(item.value))}")
     else:
         click.echo(f"data: {for_people(dumps(item.data))}")
+    if item.asked:
+        click.echo(f"asked of Celery: {for_people(dumps(item.asked))}")
 
 
 @command.command()
@@ -208,16 +212,17 @@ def redrive(
 ) -> None:
     """Put items back on their way: records are sent anew, messages return to their queue. They keep their ids.
 
-    Shows the plan first and asks. An item is taken out of the store only when the queue has it: run it again where it
-    was interrupted. Killed, it may send one item twice, under the same id. One redrive or discard runs at a time; what
-    was killed is out of the way after ten seconds.
+    Shows the plan first and asks. Redis puts an item into its queue and takes it out of the store in one step: run it
+    again where it was interrupted. With another broker the item is taken out when the broker has confirmed the message;
+    killed in between, it sends that one twice, under the same id. One redrive or discard runs at a time; what was
+    killed is out of the way after ten seconds.
     """
 
-    def do(item: Parked) -> None:
-        _send_again(item, to)
+    def do(store: ParkingStore, item: Parked) -> None:
+        _send_again(store, item, to, lock)
         audit.warning("parked.redriven parked_id=%s topic=%s", item.id, to or item.topic)
 
-    with _alone(dry_run):
+    with _alone(dry_run) as lock:
         _for_each(ids, chosen, everything, limit, do, Words("redrive", "redriven"), rate, dry_run, yes, as_json)
 
 
@@ -242,17 +247,20 @@ def discard(
 ) -> None:
     """Delete items for good, leaving an audit line for each."""
 
-    def do(item: Parked) -> None:
+    def do(store: ParkingStore, item: Parked) -> None:
+        store.check(lock)  # before the line that says so
         audit.warning(
             "parked.discarded parked_id=%s topic=%s kind=%s reason=%r", item.id, item.topic, item.kind, reason
         )
+        if not store.remove(item.id, item.parked_at_ms, lock):
+            raise LeftError(CHANGED)
 
     words = Words("delete for good", "discarded")
-    with _alone(dry_run):
+    with _alone(dry_run) as lock:
         _for_each(ids, chosen, everything, limit, do, words, None, dry_run, yes, as_json)
 
 
-def _alone(dry_run: bool) -> AbstractContextManager[object]:
+def _alone(dry_run: bool) -> AbstractContextManager[Any]:
     """One command at a time acts on parked items: two would send each twice, or discard what is being sent.
 
     Raises:
@@ -281,7 +289,8 @@ def _named(store: ParkingStore, ids: tuple[str, ...]) -> list[Parked]:
     for item_id, item in found:
         if item is None:
             raise click.ClickException(
-                f"nothing is parked under {item_id!r}; `kafka-delivery parked list` shows the ids"
+                f"nothing is parked under {item_id!r}; `kafka-delivery parked list` shows the ids, and "
+                f"`kafka-delivery trace` finds the batch that a record is in"
             )
     return [item for _, item in found if item is not None]
 
@@ -304,6 +313,9 @@ class Result:
     stopped: str = ""
 
 
+CHANGED = "it was parked again or taken away meanwhile"
+
+
 class LeftError(Exception):
     """Raised for an item that stays parked, with the reason."""
 
@@ -313,14 +325,14 @@ def _for_each(
     chosen: Filter,
     everything: bool,
     limit: int | None,
-    do: Callable[[Parked], None],
+    do: Callable[[ParkingStore, Parked], None],
     words: Words,
     rate: float | None,
     dry_run: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Show the plan, ask, and do it with one item after the other, which is taken out of the store then."""
+    """Show the plan, ask, and do it with one item after the other, which takes it out of the store."""
     if bool(ids) == everything and (everything or not chosen.asks):
         raise click.UsageError("say which: by ids, by options such as --kind, or --all")
     store = _store()
@@ -350,16 +362,15 @@ def _for_each(
                 result.stopped = "it was told to stop"
                 break
             try:
-                do(item)
+                do(store, item)
             except (InvalidRecordError, LeftError) as error:
                 what = "still invalid: " if isinstance(error, InvalidRecordError) else ""
                 result.left[f"{what}{error}"] += 1
                 click.echo(f"{item.id}: {what}{error}", err=True)
-            except (EnqueueError, broker.BrokerError, RedisError, KombuError) as error:
+            except (EnqueueError, broker.BrokerError, RedisError, KombuError, RedriveError) as error:
                 result.stopped = str(error)
                 break
             else:
-                store.remove(item.id, item.parked_at_ms)
                 result.done += 1
             advance(result.done + result.left.total())
     left = result.left.total()
@@ -375,46 +386,71 @@ def _for_each(
         raise SystemExit(1)
 
 
-def _send_again(item: Parked, to: str | None) -> None:
+Publish = Callable[[Any], object]
+"""Publishes what an item holds, by a given producer or, for None, by Celery's own."""
+
+
+def _send_again(store: ParkingStore, item: Parked, to: str | None, lock: RunLock) -> None:
     if item.content == "record":
-        if item.sha256 is not None and fingerprint(item.value)["sha256"] != item.sha256:
-            raise LeftError("its value is not the one that was parked: the digests differ")
-        # An old copy of the same id in the store, under a suffix, is still the record of that id.
-        record = record_from((item.data,), {}, None)
-        if to is not None:  # its partition need not be there
-            record = Record(
-                to, record.value, record.key, record.headers, timestamp=record.timestamp, message_id=record.id
-            )
-        send.apply_async((record,), headers={REVIVED: True})
+        publish = _as_send(item, to)
     elif to is not None:
         raise LeftError("it is no record, which --to could send elsewhere")
     elif item.content == "call":
-        _call_again(item.data)
+        publish = _as_call(item)
     else:
-        _return_to_queue(item.data)
+        _return_to_queue(store, item, lock)
+        return
+    if settings.current().queue_on_redis:
+        if not store.send_back(item, written_by(publish), lock):
+            raise LeftError(CHANGED)
+    else:
+        store.check(lock)
+        publish(None)
+        store.remove(item.id, item.parked_at_ms, lock)
 
 
-def _call_again(call: dict[str, Any]) -> None:
-    task = app.tasks[call["task"]]
-    task_id = None if call["task"] == DEAD_LETTER else call.get("id")
-    task.apply_async(call["args"], call["kwargs"], task_id=task_id, headers={REVIVED: True})
+def _as_send(item: Parked, to: str | None) -> Publish:
+    if item.sha256 is not None and fingerprint(item.value)["sha256"] != item.sha256:
+        raise LeftError("its value is not the one that was parked: the digests differ")
+    # An old copy of the same id in the store, under a suffix, is still the record of that id.
+    record = record_from((item.data,), {}, None)
+    if to is not None:  # its partition need not be there
+        record = Record(to, record.value, record.key, record.headers, timestamp=record.timestamp, message_id=record.id)
+    return lambda producer: _publish(send, (record,), {}, None, item, producer)
 
 
-def _return_to_queue(message: dict[str, Any]) -> None:
+def _as_call(item: Parked) -> Publish:
+    call = item.data
+    on_the_wire = bool(call["args"]) and isinstance(call["args"][0], list)
+    has_its_own_id = call["task"] == DEAD_LETTER or (call["task"] == SEND and on_the_wire)
+    task_id = None if has_its_own_id else call.get("id")
+    return lambda producer: _publish(app.tasks[call["task"]], call["args"], call["kwargs"], task_id, item, producer)
+
+
+def _publish(task: Any, args: Any, kwargs: Any, task_id: str | None, item: Parked, producer: Any) -> None:
+    options = options_of(item.asked) | ({} if producer is None else {"producer": producer})
+    task.apply_async(args, kwargs=kwargs, task_id=task_id, headers={REVIVED: True}, **options)
+
+
+def _return_to_queue(store: ParkingStore, item: Parked, lock: RunLock) -> None:
+    message = item.data
     queue = message["queue"] or QUEUE
     if not settings.current().queue_on_redis:
+        store.check(lock)
         broker.put_back(queue, message)
+        store.remove(item.id, item.parked_at_ms, lock)
         return
     envelope = message["raw"].encode(errors="surrogateescape") if "raw" in message else dumps(message["envelope"])
-    with app.connection_for_write() as connection:
-        connection.default_channel.client.lpush(queue, envelope)
+    if not store.send_back(item, [(queue, envelope)], lock):
+        raise LeftError(CHANGED)
 
 
 # -- how they are shown
 def described(item: Parked) -> dict[str, Any]:
     """An item without its content."""
-    fields = {name: getattr(item, name) for name in Parked.__slots__ if name != "data"}
+    fields = {name: getattr(item, name) for name in Parked.__slots__ if name not in ("data", "asked")}
     return fields | {
+        "asked": sorted(item.asked or ()),  # what there is, without its content
         "message_id": item.message_id,
         "parked_at": moment(item.parked_at_ms),
         "error": code_name(item.error_code),
@@ -423,9 +459,10 @@ def described(item: Parked) -> dict[str, Any]:
 
 def whole(item: Parked) -> dict[str, Any]:
     """An item with its content: of a record its parts, of anything else as it is kept."""
+    known = described(item) | {"asked": item.asked}
     if item.content != "record":
-        return described(item) | {"data": item.data}
-    return described(item) | {
+        return known | {"data": item.data}
+    return known | {
         "key": data(item.key),
         "headers": [[name, data(value)] for name, value in item.headers],
         "value": data(item.value),

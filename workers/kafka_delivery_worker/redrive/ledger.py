@@ -98,7 +98,8 @@ class Ledger:
         self._backlog.done.mark(self._lock, places, audit)
         for letter in letters:
             if letter.parked_id:
-                self._store.remove(letter.parked_id, letter.parked_at_ms)  # unless it was parked anew meanwhile
+                # Unless it was parked anew meanwhile; no mark has checked the lock, so this does.
+                self._store.remove(letter.parked_id, letter.parked_at_ms, self._lock)
             else:
                 self._floors.done(letter)
         if monotonic() > self._commit_at:

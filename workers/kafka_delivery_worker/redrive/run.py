@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException
 from kafka_delivery import app, send
 from kafka_delivery.circuits import CLOSED, read
 from kafka_delivery.errors import DeliveryError, EnqueueError, ParkingFullError
-from kafka_delivery.names import CLUSTER_SCOPE, PARKED_INDEX, REDRIVES, REVIVED, TOPIC_SCOPE
+from kafka_delivery.names import CLUSTER_SCOPE, REDRIVES, REVIVED, TOPIC_SCOPE
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
@@ -24,7 +24,8 @@ from kafka_delivery.settings import Settings
 from ..broadcast import Broadcast
 from ..counts import Counts
 from ..dead_letter import DeadLetter
-from ..parking import Parked, ParkingStore, fingerprint
+from ..parked_items import Reason, of_record
+from ..parking import ParkingStore, Times
 from .backlog import Backlog, Span
 from .done import RedriveError, RunLock
 from .ledger import Ledger
@@ -47,6 +48,9 @@ waited for a Kafka that sends no more dead letters."""
 
 STOPPING_S = 10.0
 """After a signal, for the outcomes of what is under way."""
+
+NO_REASON = Reason(kind="", error_class="", error_message="")
+"""Of an item that is only made to know where it would lie."""
 
 REFUSED_IN_A_ROW = 50
 """So many refusals without a delivery between them: the cause is still there, and each round uses up a redrive."""
@@ -176,8 +180,9 @@ class Redrive:
     def _send(self, letter: DeadLetter, record: Record) -> None:
         key = app.backend.get_key_for_task(record.id)
         app.backend.client.delete(key)  # of an earlier send: it would tell that one's outcome
-        parked_at = self._redis.client.zscore(self._redis.prefix + PARKED_INDEX, record.id)
-        self._flying[record.id] = _Sent(letter, record.topic, key, parked_at, monotonic())
+        places = of_record(record, NO_REASON, cluster=self._settings.cluster).places
+        (parked_at,) = self._store.parked_at([places])
+        self._flying[record.id] = _Sent(letter, record.topic, key, places, parked_at, monotonic())
         headers = {REVIVED: True, REDRIVES: letter.redrive_count + 1}
         try:
             with denied_join_result():  # nothing is subscribed to: outcomes are looked up, many at once
@@ -187,29 +192,23 @@ class Redrive:
         self.result.sent += 1
 
     def _park(self, letter: DeadLetter, record: Record) -> None:
+        reason = Reason(
+            kind="redriven",
+            error_class=letter.error_class,
+            error_code=letter.error_code,
+            error_message=f"{letter.error_message}; sent again {letter.redrive_count} times, refused each time",
+        )
+        item = of_record(
+            record, reason, retries=letter.retry_count, redrives=letter.redrive_count, cluster=self._settings.cluster
+        )
         try:
-            self._store.park(self._parked(letter, record))
+            self._store.park(item)
         except ParkingFullError as error:
             self.result.stopped = str(error)
             return  # it waits where it is
         self._counts.add("parked", letter.topic or "")
         self.result.parked += 1
         self._ledger.done([letter])
-
-    def _parked(self, letter: DeadLetter, record: Record) -> Parked:
-        return Parked(
-            id=letter.message_id,
-            kind="redriven",
-            error_class=letter.error_class,
-            error_code=letter.error_code,
-            error_message=f"{letter.error_message}; sent again {letter.redrive_count} times, refused each time",
-            retry_count=letter.retry_count,
-            redrive_count=letter.redrive_count,
-            topic=letter.topic,
-            content="record",
-            data=record.to_wire(self._settings.cluster),
-            **fingerprint(record.value_bytes),
-        )
 
     # -- outcomes
     def _make_room(self, letter: DeadLetter) -> bool:
@@ -281,11 +280,8 @@ class Redrive:
         return True
 
     def _parked_on_the_way(self, late: list[_Sent]) -> list[_Sent]:
-        if not late:
-            return []
-        index = self._redis.prefix + PARKED_INDEX
-        scores = self._redis.client.zmscore(index, [sent.letter.message_id for sent in late])
-        found = [sent for sent, score in zip(late, scores, strict=True) if score not in (None, sent.parked_at)]
+        now = self._store.parked_at([sent.places for sent in late])
+        found = [sent for sent, times in zip(late, now, strict=True) if _is_newer(times, sent.parked_at)]
         self.result.parked += len(found)
         return found
 
@@ -322,13 +318,27 @@ class Redrive:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sent:
-    """A record whose outcome is not known yet; where it goes, when its id was parked before, and when it was sent."""
+    """A record whose outcome is not known yet.
+
+    Attributes:
+        letter: its dead letter.
+        topic: where it goes.
+        key: of its result.
+        places: ids under which it lies if it is parked: its own, or one beside it if that is another content's.
+        parked_at: when something was parked under each of these before.
+        at: when it was sent.
+    """
 
     letter: DeadLetter
     topic: str
     key: str
-    parked_at: float | None
+    places: tuple[str, str]
+    parked_at: Times
     at: float
+
+
+def _is_newer(times: Times, before: Times) -> bool:
+    return any(now not in (None, then) for now, then in zip(times, before, strict=True))
 
 
 def _is_dead_again(result: Any) -> bool:
