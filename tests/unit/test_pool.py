@@ -16,6 +16,7 @@ from kombu.asynchronous import Hub
 from kafka_delivery_worker import pool
 from kafka_delivery_worker.lease import Lease
 from kafka_delivery_worker.producer import Outgoing, Report
+from kafka_delivery_worker.standstill import MAKING
 from servers import wait_until
 
 OUTGOING = Outgoing("topic", b"", None, [], None, 1)
@@ -29,6 +30,9 @@ class Producer:
         self.reports: list[Callable[[Report], None]] = []
         self.fault: Exception | None = None
         self.begun: list[Any] = []
+
+    def told(self, which: str, missing: str) -> None:
+        self.begun.append((which, missing))
 
     def start(self) -> None:
         self.begun.append("start")
@@ -62,7 +66,7 @@ class TestPool:
     def producer(self, lease: Lease, monkeypatch: pytest.MonkeyPatch) -> Producer:
         monkeypatch.setattr(pool, "process_lease", lambda: lease)
         made = Producer()
-        worker = SimpleNamespace(producer=made, breaker=SimpleNamespace(shut=False, stuck=0))
+        worker = SimpleNamespace(producer=made, breaker=SimpleNamespace(shut=False, stuck=0, client=made.told))
         monkeypatch.setattr("kafka_delivery_worker.engine.current", lambda: worker)
         return made
 
@@ -85,7 +89,8 @@ class TestPool:
 
     def test_it_begins_with_a_client_if_that_is_made_in_time(self, ours: pool.TaskPool, producer: Producer) -> None:
         ours.on_start()
-        assert producer.begun == ["start", pool.FIRST_CLIENT_S]
+        # It stands still first: the producer says when there is a client.
+        assert producer.begun == [("main", MAKING), "start", pool.FIRST_CLIENT_S]
 
     def test_reports_are_collected_by_one_timer(self, ours: pool.TaskPool, producer: Producer, hub: Hub) -> None:
         """However many wake it, of whatever thread, and however often a connection broke."""

@@ -52,7 +52,7 @@ class TestQoS:
         broker.got[0].reject()
         broker.turn(lambda: not held(redis_client))
         (parked,) = ParkingStore(redis_client).list()
-        assert (parked.id, parked.kind, parked.error_class) == ("one", "undecodable", "Rejected")
+        assert (parked.id, parked.kind, parked.error_class) == ("one", "invalid", "Rejected")
         assert parked.data == {"queue": QUEUE, "envelope": json.loads(message("one"))}
 
     def test_one_that_cannot_be_parked_stays_in_the_queue(
