@@ -39,6 +39,7 @@ from .errors import (
     RetriableError,
     UnavailableError,
 )
+from .marks import count_of, mark_of, marked_again
 from .names import DEFERRALS, PROBE, REDRIVES
 from .publisher import is_plain, publish
 from .record import Record, member_id
@@ -193,7 +194,8 @@ class DeliveryTask(Task, Generic[T]):
                 result.ignored = True  # so that get() does not wait for what will not come
                 return cast("Result[Any]", result)
             if listening:
-                options["headers"] = {"ignore_result": False}  # of the message; the option of that name subscribes
+                # Of the message; the option of that name subscribes.
+                options["headers"] = {**(options.get("headers") or {}), "ignore_result": False}
             return cast("Result[Any]", super().apply_async(wire, {}, task_id=task_id, **options))
         except EncodeError:  # a fault in the call, which stays one however often it is repeated
             raise
@@ -303,6 +305,7 @@ class DeliveryTask(Task, Generic[T]):
             counted = isinstance(exc, RetriableError) and not self.waits(exc) and self.has_attempts(exc)
             if counted:
                 options["countdown"] = self.pause_before_retry(exc, self.request.retries)
+                options["headers"] = marked_again(self.request)
                 again = super().retry(wire, {}, exc=exc, throw=False, **options)
             else:
                 again = self.defer(wire, exc)
@@ -314,19 +317,17 @@ class DeliveryTask(Task, Generic[T]):
     @property
     def probe(self) -> str | None:
         """Mark of the probe that the message at hand is, see `kafka_delivery_worker.breaker`."""
-        mark: str | None = (self.request.headers or {}).get(PROBE)
+        mark: str | None = mark_of(self.request, PROBE)
         return mark
 
     @property
     def redrives(self) -> int:
         """How often the record at hand was sent again from its dead-letter topic, this time included."""
-        count = (self.request.headers or {}).get(REDRIVES)
-        return count if type(count) is int else 0
+        return count_of(self.request, REDRIVES)
 
     def defer(self, wire: list[Any], exc: DeliveryError) -> Deferral:
         """Queue the same attempt again, later."""
-        headers = {name: value for name, value in (self.request.headers or {}).items() if name != PROBE}
-        deferrals = int(headers.get(DEFERRALS, 0))
+        deferrals = count_of(self.request, DEFERRALS)
         countdown = self.pause_before_resend(deferrals, exc.topic)
         signature = self.signature_from_request(
             self.request,
@@ -334,7 +335,7 @@ class DeliveryTask(Task, Generic[T]):
             {},
             countdown=countdown,
             retries=self.request.retries,
-            headers={**headers, DEFERRALS: deferrals + 1},
+            headers=marked_again(self.request, {DEFERRALS: deferrals + 1}),
         )
         signature.apply_async()
         return Deferral(exc=exc, when=countdown, sig=signature)

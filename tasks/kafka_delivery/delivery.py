@@ -31,6 +31,7 @@ from .errors import (
     RetriableError,
     RetriesExhaustedError,
 )
+from .marks import marked
 from .names import DEFERRALS, QUEUE, SEND, SEND_MANY
 from .publisher import envelope, is_plain, write
 from .record import Headers, Key, Record, Value, uuid7
@@ -338,7 +339,8 @@ class SendMany(DeliveryTask[list[Fate]]):
             self.publish(dead_letter, record, error=outcome, retry_count=0)
         else:
             fate = "deferred"
-            self.publish(send, record, countdown=self.pause_before_resend(0, record.topic), headers={DEFERRALS: 1})
+            pause = self.pause_before_resend(0, record.topic)
+            self.publish(send, record, countdown=pause, headers=marked({DEFERRALS: 1}))
         if fate != "dead-lettered":  # that is counted when it is true
             engine().sent_again(fate, outcome, retries=0)
         return {"outcome": fate, "message_id": record.id, "topic": record.topic, "error": outcome.name}

@@ -17,6 +17,7 @@ from celery.concurrency.base import BasePool
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from kafka_delivery import settings
+from kafka_delivery.marks import mark_of
 from kafka_delivery.names import DEAD_LETTER, PROBE, RELEASED, SEND, SEND_MANY, is_topic_name
 from kafka_delivery.record import MAX_MESSAGE_ID, uuid7
 
@@ -90,14 +91,15 @@ class Consumer(CeleryConsumer):
             DEAD_LETTER,
         ):
             return False
-        known, mark = breaker.current(), message.headers.get(PROBE)
+        known, mark = breaker.current(), mark_of(message.headers, PROBE)
         if not (known.shut or known.shut_topics):
             return False
         if known.shut and mark is None:
             message.channel.give_back(message.delivery_tag)
             return True
         topic = target_of(message)
-        if topic is None or known.admission(topic, mark, released=RELEASED in message.headers, begin=False) is not None:
+        released = mark_of(message.headers, RELEASED) is not None
+        if topic is None or known.admission(topic, mark, released=released, begin=False) is not None:
             return False
         if mark is not None:
             known.not_sent(mark)
@@ -106,7 +108,7 @@ class Consumer(CeleryConsumer):
 
     def _begins(self, message: Any) -> None:
         """Celery goes on with a probe; a stranger's task is none."""
-        mark = message.headers.get(PROBE)
+        mark = mark_of(message.headers, PROBE)
         if mark is None:
             return
         if message.headers.get("task") in (SEND, SEND_MANY, DEAD_LETTER):
@@ -137,8 +139,9 @@ class Consumer(CeleryConsumer):
 
     def _quarantine(self, message: Any, kind: str, why: str, exc: Exception | None) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
-        if PROBE in headers:
-            breaker.current().not_sent(headers[PROBE])
+        mark = mark_of(headers, PROBE)
+        if mark is not None:
+            breaker.current().not_sent(mark)
         item_id = _printable(headers.get("id") or message.properties.get("correlation_id") or uuid7())
         try:
             item = Parked(

@@ -16,6 +16,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 from kafka_delivery import settings
 from kafka_delivery.base import Deferral
 from kafka_delivery.errors import ParkingFullError
+from kafka_delivery.marks import mark_of
 from kafka_delivery.names import DEFERRED_EVENT, PROBE, REVIVED
 
 from . import breaker, engine
@@ -42,14 +43,15 @@ class Request(CeleryRequest):
 
     def revoked(self) -> bool:
         """As Celery's, which remembers a revoked id for hours; what an operator sends again is meant."""
-        if self._request_dict.get(REVIVED):
+        if mark_of(self._request_dict, REVIVED):
             return False
         return bool(super().revoked())
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Park before Celery acknowledges. The one place through which expiry, revoke and terminate all pass."""
-        if PROBE in self.request_dict:
-            breaker.current().not_sent(self.request_dict[PROBE])
+        mark = mark_of(self.request_dict, PROBE)
+        if mark is not None:
+            breaker.current().not_sent(mark)
         why = "its `expires` has passed" if expired else "it was revoked by remote control"
         if terminated:
             why += " while it was being sent; it may have been delivered"

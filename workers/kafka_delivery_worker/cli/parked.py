@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from kafka_delivery import Record, app, send, settings
 from kafka_delivery.base import record_from
 from kafka_delivery.errors import EnqueueError, InvalidRecordError
+from kafka_delivery.marks import marked
 from kafka_delivery.names import DEAD_LETTER, PARKED_LOCK, QUEUE, REVIVED
 from kafka_delivery.redis_client import RedisClient
 
@@ -385,7 +386,7 @@ def _send_again(item: Parked, to: str | None) -> None:
             record = Record(
                 to, record.value, record.key, record.headers, timestamp=record.timestamp, message_id=record.id
             )
-        send.apply_async((record,), headers={REVIVED: True})
+        send.apply_async((record,), headers=marked({REVIVED: True}))
     elif to is not None:
         raise LeftError("it is no record, which --to could send elsewhere")
     elif item.content == "call":
@@ -397,7 +398,7 @@ def _send_again(item: Parked, to: str | None) -> None:
 def _call_again(call: dict[str, Any]) -> None:
     task = app.tasks[call["task"]]
     task_id = None if call["task"] == DEAD_LETTER else call.get("id")
-    task.apply_async(call["args"], call["kwargs"], task_id=task_id, headers={REVIVED: True})
+    task.apply_async(call["args"], call["kwargs"], task_id=task_id, headers=marked({REVIVED: True}))
 
 
 def _return_to_queue(message: dict[str, Any]) -> None:

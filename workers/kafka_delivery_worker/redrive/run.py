@@ -16,6 +16,7 @@ from confluent_kafka import KafkaException
 from kafka_delivery import app, send
 from kafka_delivery.circuits import CLOSED, read
 from kafka_delivery.errors import DeliveryError, EnqueueError, ParkingFullError
+from kafka_delivery.marks import marked
 from kafka_delivery.names import CLUSTER_SCOPE, PARKED_INDEX, REDRIVES, REVIVED, TOPIC_SCOPE
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
@@ -178,7 +179,7 @@ class Redrive:
         app.backend.client.delete(key)  # of an earlier send: it would tell that one's outcome
         parked_at = self._redis.client.zscore(self._redis.prefix + PARKED_INDEX, record.id)
         self._flying[record.id] = _Sent(letter, record.topic, key, parked_at, monotonic())
-        headers = {REVIVED: True, REDRIVES: letter.redrive_count + 1}
+        headers = marked({REVIVED: True, REDRIVES: letter.redrive_count + 1})
         try:
             with denied_join_result():  # nothing is subscribed to: outcomes are looked up, many at once
                 send.apply_async((record,), ignore_result=False, headers=headers)
