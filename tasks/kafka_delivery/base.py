@@ -379,8 +379,10 @@ class DeliveryTask(Task, Generic[T]):
 
 
 def wire_of(record: Record) -> list[Any]:
-    """`record` for the wire."""
-    return traced(record).to_wire(settings.current().cluster)
+    """`record` for the wire; with the context of the trace in which it is sent, unless a delivery task sends it on."""
+    if not isinstance(app.current_worker_task, DeliveryTask):
+        record = traced(record)
+    return record.to_wire(settings.current().cluster)
 
 
 def record_from(args: Any, kwargs: Any, task_id: str | None) -> Record:

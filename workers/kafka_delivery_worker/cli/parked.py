@@ -23,6 +23,7 @@ from kafka_delivery.errors import EnqueueError, InvalidRecordError
 from kafka_delivery.marks import marked
 from kafka_delivery.names import DEAD_LETTER, PARKED_LOCK, QUEUE, REVIVED
 from kafka_delivery.redis_client import RedisClient
+from kafka_delivery.tracing import passed_on
 
 from .. import broker
 from ..parking import KINDS, Parked, ParkingStore, fingerprint
@@ -215,7 +216,8 @@ def redrive(
     """
 
     def do(item: Parked) -> None:
-        _send_again(item, to)
+        with passed_on():
+            _send_again(item, to)
         audit.warning("parked.redriven parked_id=%s topic=%s", item.id, to or item.topic)
 
     with _alone(dry_run):

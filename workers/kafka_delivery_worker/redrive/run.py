@@ -21,6 +21,7 @@ from kafka_delivery.names import CLUSTER_SCOPE, PARKED_INDEX, REDRIVES, REVIVED,
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
+from kafka_delivery.tracing import passed_on
 
 from ..broadcast import Broadcast
 from ..counts import Counts
@@ -181,7 +182,8 @@ class Redrive:
         self._flying[record.id] = _Sent(letter, record.topic, key, parked_at, monotonic())
         headers = marked({REVIVED: True, REDRIVES: letter.redrive_count + 1})
         try:
-            with denied_join_result():  # nothing is subscribed to: outcomes are looked up, many at once
+            # Nothing is subscribed to: outcomes are looked up, many at once.
+            with denied_join_result(), passed_on():
                 send.apply_async((record,), ignore_result=False, headers=headers)
         except EnqueueError as error:
             self.result.stopped = f"the queue did not confirm a record ({error.reason})"
