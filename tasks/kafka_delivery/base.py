@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from kombu.exceptions import EncodeError, KombuError
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from . import settings
+from .aftermath import failed, leave_nothing, retried, succeeded
 from .backlog import refuse_if_full
 from .celery_app import app
 from .celery_types import Options, Task
@@ -56,6 +57,24 @@ T = TypeVar("T")
 
 PUBLISH_FAULTS = (KombuError, RedisError, AMQPError, OSError)
 """What a publish raises when the queue's server is away, refuses or is too slow; anything else is a fault in a call."""
+
+
+_CLIENTS = ("kombu.", "redis.", "amqp.")
+
+
+def is_publish_fault(error: BaseException) -> bool:
+    """Whether a publish failed for its server or its connection, and may succeed when it is repeated."""
+    if isinstance(error, EncodeError):  # a fault in the call, which stays one
+        return False
+    if isinstance(error, AttributeError):  # kombu's, where another thread found the connection broken and took it away
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+        return error.obj is None and where.startswith(_CLIENTS)
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, PUBLISH_FAULTS):  # Celery's, of its backend
+        return True
+    return isinstance(error, (*PUBLISH_FAULTS, EnqueueError))
 
 
 def engine() -> Engine:
@@ -239,21 +258,65 @@ class DeliveryTask(Task, Generic[T]):
         if self.request.called_directly:
             raise NotInWorkerError(f"{self.name} runs in a worker; in an application call .delay() or .apply_async()")
         try:
-            return self.run(*args, **kwargs)
-        except (DeliveryError, Retry, Reject, Ignore):
+            value = self.run(*args, **kwargs)
+        except Retry as again:
+            self.note_retry(again)
+            raise
+        except (Reject, Ignore):
+            raise
+        except DeliveryError as error:
+            self.conclude(failed, error)
             raise
         except InvalidRecordError as error:
             self.park_call(error)
+            self.conclude(failed, error)
             raise
         except Exception as error:
             self.park_call(error)
             unplanned = type(error).__name__
+        else:
+            self.conclude(succeeded, value)
+            return value
         # Not the error itself: Celery logs its text, which may quote what it choked on.
-        raise KafkaDeliveryError(f"parked after an unexpected {unplanned}")
+        unexpected = KafkaDeliveryError(f"parked after an unexpected {unplanned}")
+        self.conclude(failed, unexpected)
+        raise unexpected
 
-    def park_call(self, error: Exception) -> None:
+    def conclude(self, ends: Callable[[Task, Any], None], how: Any) -> None:
+        """Do what Celery would do after the body, where a failure still puts the message back.
+
+        The record is safe by then; a repeat sends it again, under the same id. What can never be published, say a
+        callback that is no signature, is parked with the record: a message that comes back for ever sends for ever.
+        """
+        if self.request.is_eager:
+            return
         try:
-            engine().park_call(self.request, error)
+            ends(self, how)
+        except Exception as fault:
+            if is_publish_fault(fault):
+                log.warning(
+                    "task.not_concluded message_id=%s error=%s: it goes back to its queue",
+                    self.request.id, type(fault).__name__,
+                )  # fmt: skip
+                self.back_to_queue(fault)
+            leave_nothing(self)
+            self.park_call(fault, f"what was to follow it could not be queued: {type(fault).__name__}")
+
+    def note_retry(self, again: Retry) -> None:
+        """Store for who waits for the result that another attempt is queued; it is, whether or not that succeeds."""
+        if self.request.is_eager:
+            return
+        try:
+            retried(self, again.exc)
+        except Exception as fault:
+            if not is_publish_fault(fault):
+                raise
+            self.request.ignore_result = True
+            log.warning("result.not_stored message_id=%s error=%s", self.request.id, type(fault).__name__)
+
+    def park_call(self, error: Exception, why: str | None = None) -> None:
+        try:
+            engine().park_call(self.request, error, why=why)
         except Exception as fault:  # Redis is away, or no engine could be made: the queue still has the message
             self.back_to_queue(fault)
 

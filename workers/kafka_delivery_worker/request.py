@@ -8,14 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import InvalidTaskError, Reject, TaskRevokedError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevokedError
+from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from kombu.asynchronous import get_event_loop
 from kombu.utils.encoding import safe_repr, safe_str
 
 from kafka_delivery import settings
-from kafka_delivery.base import Deferral
-from kafka_delivery.errors import ParkingFullError
+from kafka_delivery.base import Deferral, is_publish_fault
+from kafka_delivery.errors import KafkaDeliveryError, ParkingFullError
 from kafka_delivery.marks import mark_of
 from kafka_delivery.names import DEFERRED_EVENT, PROBE, REVIVED
 
@@ -23,6 +25,13 @@ from . import breaker, engine
 from .lease import pause_s
 
 log = logging.getLogger("kafka_delivery.request")
+
+FORESEEN = (
+    KafkaDeliveryError,  # our tasks', on purpose: their record is elsewhere
+    *(Retry, Reject, Ignore),
+    *(Terminated, WorkerLostError, TimeLimitExceeded, MemoryError, SystemExit, KeyboardInterrupt),  # of the process
+)
+"""Errors of a task that are left to Celery."""
 
 
 class Request(CeleryRequest):
@@ -62,15 +71,31 @@ class Request(CeleryRequest):
             self._already_revoked = True
             self._put_off(error)
             return
-        super()._announce_revoked(reason, terminated, signum, expired)
+        try:
+            super()._announce_revoked(reason, terminated, signum, expired)
+        except Exception as error:
+            if not is_publish_fault(error):
+                raise
+            log.error("record.not_announced message_id=%s error=%s: it goes back", self.id, type(error).__name__)
+            self._already_revoked = True
+            self._put_off(error)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """As Celery's; what the parking store has no room for waits in Redis, where it holds up nobody."""
         error = exc_info.exception
-        error = getattr(error, "exc", error)  # a child's comes wrapped
+        if isinstance(error, ExceptionWithTraceback):  # a child's
+            error = error.exc
+        if not isinstance(error, FORESEEN):
+            return self._failed_outside(error)
         if isinstance(error, Reject) and isinstance(error.reason, ParkingFullError):
             self._message.put_off_s = pause_s(error.reason)
         return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _failed_outside(self, error: Exception) -> None:
+        """Give a message back whose task failed with what its body never raises: Celery failed beside it."""
+        log.error("task.failed_outside message_id=%s error=%s: it goes back", self.id, type(error).__name__)
+        state.task_ready(self)
+        self._put_off(error)
 
     def _put_off(self, fault: Exception) -> None:
         """Back to the queue, but not at once: it would come back as often as it can."""
