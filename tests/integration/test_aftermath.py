@@ -9,69 +9,19 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import kombu.exceptions
 import pytest
 import redis
 from celery import chain, chord, group, signals, states
-from celery.app.trace import build_tracer
 from celery.exceptions import Reject, Retry
 from kombu.transport.redis import Channel
 
-from kafka_delivery import RejectedError, RetriableError, app, dead_letter, names, send
+from kafka_delivery import RetriableError, app, dead_letter, names, send
 from kafka_delivery import base as base_module
-from kafka_delivery import delivery as delivery_module
 from kafka_delivery_worker.embedded import Valkey
-from stack import stack
-
-TOPIC = "t"
-
-
-class Engine:
-    """What a task asks of a worker process."""
-
-    def __init__(self) -> None:
-        self.stopping = False
-        self.pauses = 0
-        self.delivered: list[str] = []
-        self.parked: list[tuple[str, str | None]] = []
-        self.refuse: set[str] = set()
-        self.at_delivery: Callable[[], object] = lambda: None
-        self.fail: Exception | None = None
-        self.when_queued_again: Callable[[], object] = lambda: None
-        self.at_pause: Callable[[], object] = lambda: None
-        self.breaker = SimpleNamespace(is_shut=lambda topic: False)
-
-    def deliver(self, record: Any, probe: Any = None, redrives: int = 0) -> dict[str, Any]:
-        self.at_delivery()
-        if self.fail is not None:
-            raise self.fail
-        if record.id in self.refuse:
-            raise RejectedError("POLICY_VIOLATION", record.topic, record.id, 44, "POLICY_VIOLATION", "topic")
-        self.delivered.append(record.id)
-        return {
-            "topic": record.topic,
-            "partition": 0,
-            "offset": len(self.delivered),
-            "timestamp": 1,
-            "message_id": record.id,
-        }
-
-    def park_call(self, request: Any, error: Exception, why: str | None = None) -> None:
-        self.parked.append((request.id, why))
-
-    def sent_again(self, outcome: str, error: Any, retries: int) -> None:
-        self.when_queued_again()
-
-    def pause(self) -> None:
-        self.pauses += 1
-        self.at_pause()
-
-
-class NoKafka:
-    bootstrap_servers = "127.0.0.1:1"
+from one_task import TOPIC, Engine, ids, run, step, take, working
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +32,8 @@ def valkey() -> Iterator[Valkey]:
 
 @pytest.fixture
 def engine(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    made = Engine()
-    for module in (base_module, delivery_module):
-        monkeypatch.setattr(module, "engine", lambda: made)
-    with stack(valkey.url, NoKafka()) as system:  # type: ignore[arg-type]
-        system.redis.flushall()
-        app.finalize()
-        yield made
-        for name in ("maxmemory", "min-replicas-to-write"):
-            system.redis.config_set(name, 0)
-        system.redis.replicaof("NO", "ONE")
+    with working(valkey.url, monkeypatch) as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -116,46 +58,6 @@ def without_replicas(client: redis.Redis) -> Callable[[], object]:
 
 
 REFUSALS = [full, read_only, without_replicas]
-
-
-def queued(client: redis.Redis, queue: str = names.QUEUE) -> list[dict[str, Any]]:
-    """Messages of a queue, the oldest first."""
-    return [json.loads(raw) for raw in reversed(client.lrange(queue, 0, -1))]
-
-
-def ids(client: redis.Redis, queue: str = names.QUEUE) -> list[str]:
-    return [message["headers"]["id"] for message in queued(client, queue)]
-
-
-def take(client: redis.Redis, queue: str = names.QUEUE) -> dict[str, Any]:
-    """The oldest message, out of its queue."""
-    raw = client.rpop(queue)
-    assert isinstance(raw, bytes)
-    found: dict[str, Any] = json.loads(raw)
-    return found
-
-
-def run(message: dict[str, Any], task: Any = send) -> Any:
-    """Run a message as a worker does; return how the task ended: state and value."""
-    decoded = kombu.Message(
-        body=b64decode(message["body"]).decode(),
-        content_type=message["content-type"], content_encoding=message["content-encoding"],
-    ).decode()  # fmt: skip
-    args, kwargs, embed = decoded
-    request = {
-        **message["headers"],
-        **embed,
-        "delivery_info": message["properties"]["delivery_info"],
-        "is_eager": False,
-    }
-    traced = build_tracer(task.name, task, app=app)(message["headers"]["id"], args, kwargs, request)
-    if traced.info is None:
-        return states.SUCCESS, traced.retval
-    return traced.info.state, traced.info.retval
-
-
-def step(name: str) -> Any:
-    return send.si(TOPIC, name).set(task_id=name)
 
 
 def goes_back(ended: Any) -> bool:
