@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from celery.backends.redis import RedisBackend
 from celery.events.dispatcher import EventDispatcher
 
-from kafka_delivery import base, celery_app, dead_letter, send, send_many
+from kafka_delivery import base, celery_app, dead_letter, result_backend, send, send_many
 from kafka_delivery.delivery import BatchResult
 from kafka_delivery_worker import consumer, envelopes, lane, pool, request, transport
 
@@ -106,12 +107,16 @@ OF_CALLERS = {
     "_Channel._put": "self queue message",
     "_Channel._size": "self queue",
     "_Transport.__init__": "self client **kwargs",
+    "_Chords.client": "",
+    "_Chords.on_chord_part_return": "self request state result propagate= **kwargs",
+    "_Chords.chord_error_from_stack": "self callback exc=",
+    "_Chords._call_task_errbacks": "self request exc traceback",
     "_AnnouncedEvents.send": "self type blind= utcoffset= retry= retry_policy= Event= **fields",
 }
 
 
-STANDS_FOR: dict[type, type] = {lane._AnnouncedEvents: EventDispatcher}
-"""What is handed to Celery in the place of its own, and is not derived from it."""
+STANDS_FOR: dict[type, type] = {lane._AnnouncedEvents: EventDispatcher, result_backend._Chords: RedisBackend}
+"""What is handed to Celery in the place of its own, or is part of that, and is not derived from it."""
 
 
 CLASSES = {
@@ -143,6 +148,7 @@ CLASSES_OF_CALLERS = {
         envelopes._Channel,
         envelopes._Transport,
         lane._AnnouncedEvents,
+        result_backend._Chords,
     )
 }
 

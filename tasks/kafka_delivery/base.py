@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from kombu.exceptions import EncodeError
 from redis.exceptions import OutOfMemoryError
 
 from . import settings
+from .aftermath import failed, leave_nothing, retried, succeeded
 from .backlog import refuse_if_full
 from .celery_app import app
 from .celery_types import Options, Task
@@ -39,7 +40,8 @@ from .errors import (
     RetriableError,
     UnavailableError,
 )
-from .faults import QUEUE_FAULTS
+from .faults import QUEUE_FAULTS, is_publish_fault
+from .marks import count_of, mark_of, marked_again
 from .names import DEFERRALS, PROBE, REDRIVES
 from .publisher import is_plain, publish
 from .record import Record, member_id
@@ -212,7 +214,8 @@ class DeliveryTask(Task, Generic[T]):
                 result.ignored = True  # so that get() does not wait for what will not come
                 return cast("Result[Any]", result)
             if listening:
-                options["headers"] = {"ignore_result": False}  # of the message; the option of that name subscribes
+                # Of the message; the option of that name subscribes.
+                options["headers"] = {**(options.get("headers") or {}), "ignore_result": False}
             return cast("Result[Any]", super().apply_async(wire, {}, task_id=task_id, **options))
         except EncodeError:  # a fault in the call, which stays one however often it is repeated
             raise
@@ -256,18 +259,30 @@ class DeliveryTask(Task, Generic[T]):
         if self.request.called_directly:
             raise NotInWorkerError(f"{self.name} runs in a worker; in an application call .delay() or .apply_async()")
         try:
-            return self.run(*args, **kwargs)
-        except (DeliveryError, Retry, Reject, Ignore):
+            value = self.run(*args, **kwargs)
+        except Retry as again:
+            self.note_retry(again)
+            raise
+        except (Reject, Ignore):
+            raise
+        except DeliveryError as error:
+            self.conclude(failed, error)
             raise
         except InvalidRecordError as error:
             self.park_call(error)
+            self.conclude(failed, error)
             raise
         except Exception as error:
             self.failed_here(error)
             self.park_call(error)
             unplanned = type(error).__name__
+        else:
+            self.conclude(succeeded, value)
+            return value
         # Not the error itself: Celery logs its text, which may quote what it choked on.
-        raise KafkaDeliveryError(f"parked after an unexpected {unplanned}")
+        unexpected = KafkaDeliveryError(f"parked after an unexpected {unplanned}")
+        self.conclude(failed, unexpected)
+        raise unexpected
 
     def failed_here(self, error: Exception) -> None:
         """Give the message back after a failure that is this process's; return only if it is to be parked.
@@ -275,13 +290,45 @@ class DeliveryTask(Task, Generic[T]):
         Raises:
             GiveBack: few processes have failed at it yet.
         """
-        failed = engine().failed_here(self.request.id, error)
-        if self.move(error, processes=failed.processes) is not Move.PARK:
-            self.give_back(error, failed.pause_s)
+        known = engine().failed_here(self.request.id, error)
+        if self.move(error, processes=known.processes) is not Move.PARK:
+            self.give_back(error, known.pause_s)
 
-    def park_call(self, error: Exception) -> None:
+    def conclude(self, ends: Callable[[Task, Any], None], how: Any) -> None:
+        """Do what Celery would do after the body, where a failure still puts the message back.
+
+        The record is safe by then; a repeat sends it again, under the same id. What can never be published, say a
+        callback that is no signature, is parked with the record: a message that comes back for ever sends for ever.
+        """
+        if self.request.is_eager:
+            return
         try:
-            engine().park_call(self.request, error)
+            ends(self, how)
+        except Exception as fault:
+            if is_publish_fault(fault):
+                log.warning(
+                    "task.not_concluded message_id=%s error=%s: it goes back to its queue",
+                    self.request.id, type(fault).__name__,
+                )  # fmt: skip
+                self.give_back(fault)
+            leave_nothing(self)
+            self.park_call(fault, f"what was to follow it could not be queued: {type(fault).__name__}")
+
+    def note_retry(self, again: Retry) -> None:
+        """Store for who waits for the result that another attempt is queued; it is, whether or not that succeeds."""
+        if self.request.is_eager:
+            return
+        try:
+            retried(self, again.exc)
+        except Exception as fault:
+            if not is_publish_fault(fault):
+                raise
+            self.request.ignore_result = True
+            log.warning("result.not_stored message_id=%s error=%s", self.request.id, type(fault).__name__)
+
+    def park_call(self, error: Exception, why: str | None = None) -> None:
+        try:
+            engine().park_call(self.request, error, why=why)
         except Exception as fault:  # Redis is away, or no engine could be made: the queue still has the message
             self.give_back(fault)
 
@@ -334,6 +381,7 @@ class DeliveryTask(Task, Generic[T]):
         try:
             if counted:
                 options["countdown"] = self.pause_before_retry(exc, self.request.retries)
+                options["headers"] = marked_again(self.request)
                 again = super().retry(wire, {}, exc=exc, throw=False, **options)
             else:
                 again = self.defer(wire, exc)
@@ -345,7 +393,7 @@ class DeliveryTask(Task, Generic[T]):
     @property
     def probe(self) -> str | None:
         """Mark of the probe that the message at hand is, see `kafka_delivery_worker.breaker`."""
-        mark: str | None = (self.request.headers or {}).get(PROBE)
+        mark: str | None = mark_of(self.request, PROBE)
         return mark
 
     @property
@@ -357,13 +405,11 @@ class DeliveryTask(Task, Generic[T]):
     @property
     def redrives(self) -> int:
         """How often the record at hand was sent again from its dead-letter topic, this time included."""
-        count = (self.request.headers or {}).get(REDRIVES)
-        return count if type(count) is int else 0
+        return count_of(self.request, REDRIVES)
 
     def defer(self, wire: list[Any], exc: DeliveryError) -> Deferral:
         """Queue the same attempt again, later."""
-        headers = {name: value for name, value in (self.request.headers or {}).items() if name != PROBE}
-        deferrals = int(headers.get(DEFERRALS, 0))
+        deferrals = count_of(self.request, DEFERRALS)
         countdown = self.pause_before_resend(deferrals, exc.topic)
         signature = self.signature_from_request(
             self.request,
@@ -371,7 +417,7 @@ class DeliveryTask(Task, Generic[T]):
             {},
             countdown=countdown,
             retries=self.request.retries,
-            headers={**headers, DEFERRALS: deferrals + 1},
+            headers=marked_again(self.request, {DEFERRALS: deferrals + 1}),
         )
         signature.apply_async()
         return Deferral(exc=exc, when=countdown, sig=signature)
@@ -431,8 +477,10 @@ def words_of(fault: Exception) -> str:
 
 
 def wire_of(record: Record) -> list[Any]:
-    """`record` for the wire."""
-    return traced(record).to_wire(settings.current().cluster)
+    """`record` for the wire; with the context of the trace in which it is sent, unless a delivery task sends it on."""
+    if not isinstance(app.current_worker_task, DeliveryTask):
+        record = traced(record)
+    return record.to_wire(settings.current().cluster)
 
 
 def record_from(args: Any, kwargs: Any, task_id: str | None) -> Record:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import celery.app.builtins  # registers Celery's own tasks as finalizers, which `finalize` below picks out
 from celery import Celery, _state
@@ -33,6 +33,13 @@ CALLBACK_QUEUE = "celery"
 
 class Loader(AppLoader):
     """Celery's loader reads the module in ``CELERY_CONFIG_MODULE`` for every app; ours takes nothing from it."""
+
+    override_backends: ClassVar = {
+        "redis": "kafka_delivery.result_backend:RedisBackend",
+        "rediss": "kafka_delivery.result_backend:RedisBackend",
+        "sentinel": "kafka_delivery.result_backend:SentinelBackend",
+    }
+    """Result backends by the scheme of their URL; loaded when one is needed."""
 
     def read_configuration(self, env: str = "") -> dict[str, Any]:
         return {}

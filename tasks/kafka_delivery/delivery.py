@@ -32,6 +32,7 @@ from .errors import (
     RetriesExhaustedError,
 )
 from .faults import QUEUE_FAULTS
+from .marks import marked
 from .names import DEFERRALS, QUEUE, SEND, SEND_MANY
 from .publisher import envelope, is_plain, write
 from .record import Headers, Key, Record, Value, uuid7
@@ -341,7 +342,8 @@ class SendMany(DeliveryTask[list[Fate]]):
             pause = self.pause_before_retry(cast("RetriableError", outcome), retries=0)
             self.publish(send, record, retries=1, countdown=pause)
         else:
-            self.publish(send, record, countdown=self.pause_before_resend(0, record.topic), headers={DEFERRALS: 1})
+            pause = self.pause_before_resend(0, record.topic)
+            self.publish(send, record, countdown=pause, headers=marked({DEFERRALS: 1}))
         fate = FATES[move]
         if move is not Move.DEAD_LETTER:  # that is counted when it is true
             engine().sent_again(fate, outcome, retries=0)

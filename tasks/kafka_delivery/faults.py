@@ -6,8 +6,27 @@ Redis or RabbitMQ may be down, full, read-only, or slower than a timeout. None o
 from __future__ import annotations
 
 from amqp.exceptions import AMQPError
-from kombu.exceptions import KombuError
+from kombu.exceptions import EncodeError, KombuError
 from redis.exceptions import RedisError
+
+from .errors import EnqueueError
 
 QUEUE_FAULTS = (KombuError, RedisError, AMQPError, OSError)
 """What an operation on the queue raises when its server is away, refuses or is too slow."""
+
+_CLIENTS = ("kombu.", "redis.", "amqp.")
+
+
+def is_publish_fault(error: BaseException) -> bool:
+    """Whether a publish failed for its server or its connection, and may succeed when it is repeated."""
+    if isinstance(error, EncodeError):  # a fault in the call, which stays one
+        return False
+    if isinstance(error, AttributeError):  # kombu's, where another thread found the connection broken and took it away
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+        return error.obj is None and where.startswith(_CLIENTS)
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, QUEUE_FAULTS):  # Celery's, of its backend
+        return True
+    return isinstance(error, (*QUEUE_FAULTS, EnqueueError))

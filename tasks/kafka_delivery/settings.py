@@ -144,6 +144,12 @@ class Settings:
         "three quarters of its maxmemory; 0 is no limit",
     )
     result_expires_s: int = _setting(3_600, "seconds", "results that a caller asked for are kept this long")
+    trace_baggage: bool = _setting(
+        False,
+        "boolean",
+        "W3C baggage of a traced caller goes into the record's headers, beside `traceparent` and `tracestate`; it may "
+        "hold personal data, which consumers of the topic and of its dead letters would see",
+    )
 
     linger_ms: float = _setting(5.0, "ms", "librdkafka's own default: batches form, a send stays interactive")
     request_timeout_ms: int = _setting(30_000, "ms", "one produce request; Kafka's default")

@@ -122,6 +122,36 @@ class TestDelivery:
         assert (letter.key, letter.value) == (b"k", b"x")
         assert sent.id not in system.ids(TOPIC)
 
+    def test_what_follows_a_send_whose_result_redis_does_not_keep(self, system: Stack, working: Worker) -> None:
+        """RabbitMQ has the message of the `link`, Redis is full: all of it is done once more."""
+        before = working.log.count("task.not_concluded")
+        system.redis.config_set("maxmemory", 1)
+        try:
+            result = send.apply_async(
+                (TOPIC, "x"), task_id="wanted", ignore_result=False, link=send.si(TOPIC, "y").set(task_id="follows")
+            )
+            wait_until(lambda: working.log.count("task.not_concluded") > before, 60, "the refusal")
+        finally:
+            system.redis.config_set("maxmemory", 0)
+        system.wait_for(TOPIC, {"wanted", "follows"})
+        assert result.get(timeout=60)["message_id"] == "wanted"
+
+    def test_what_follows_a_send_when_rabbitmq_is_killed(
+        self, system: Stack, mock: MockKafka, working: Worker, real_rabbit: RealRabbit
+    ) -> None:
+        mock.delay(-1, 2_000)
+        try:
+            send.apply_async((TOPIC, "x"), task_id="first", link=send.si(TOPIC, "y").set(task_id="second"))
+            wait_until(lambda: "kafka_delivery.send[first] received" in working.log, 60, "the message to be taken")
+            real_rabbit.kill()
+        finally:
+            mock.delay(-1, 0)
+        try:
+            wait_until(lambda: "it goes back" in working.log.rpartition("send[first] received")[2], 60, "the refusal")
+        finally:
+            real_rabbit.start()
+        system.wait_for(TOPIC, {"first", "second"})
+
     def test_an_outage_of_kafka_uses_no_attempt(self, system: Stack, mock: MockKafka, nobody: Stack) -> None:
         """What waits for the cluster is published again with a countdown, which the worker then sits out."""
         worker = system.worker(*ALONE, MESSAGE_TIMEOUT_MS=1500, REQUEST_TIMEOUT_MS=1000)

@@ -6,18 +6,24 @@ An upgrade that breaks one of these breaks a test here first.
 from __future__ import annotations
 
 import inspect
+import re
 
 import billiard.pool
+import celery.app.amqp
 import celery.app.builtins
 import pytest
 from celery import _state
+from celery.app import trace
+from celery.app.task import get_actual_ignore_result
+from celery.backends import redis as redis_backend
+from celery.backends.base import Backend
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 from kombu.transport import redis as kombu_redis
 
-from kafka_delivery import app, send
+from kafka_delivery import app, result_backend, send
 from kafka_delivery_worker import lane, transport
 from overridden import ALL_CLASSES, ALL_OVERRIDDEN, NOTHING, OVERRIDDEN, STANDS_FOR, parameters, upstream
 
@@ -128,6 +134,35 @@ class TestUsed:
         assert stranger.amqp._producer_pool is None
         assert "backend_cls" in celery.Celery._get_backend.__code__.co_names
         assert callable(celery.Task._get_app)
+
+    def test_what_celery_does_after_a_body(self) -> None:
+        """`aftermath` does it before, with the same functions, and leaves nothing of it."""
+        source = inspect.getsource(trace)  # not of the function, which other tools replace
+        assert re.search(
+            r"def _dispatch_callbacks_and_chain\(\s+retval, callbacks, chain, parent_id, root_id, priority,\s+\):",
+            source,
+        )
+        assert parameters(celery.app.amqp.AMQP._retry_publish) == "self publish *args **kwargs"
+        assert parameters(get_actual_ignore_result) == "task req"
+        assert parameters(Backend.mark_as_done) == "self task_id result request= store_result= state="
+        assert parameters(Backend.mark_as_failure) == (
+            "self task_id exc traceback= request= store_result= call_errbacks= state="
+        )
+        assert parameters(Backend.mark_as_retry) == "self task_id exc traceback= request= store_result= state="
+        assert isinstance(app.backend, result_backend.RedisBackend)
+
+    def test_what_celery_asks_redis_at_the_end_of_a_chord(self) -> None:
+        """`result_backend` reads the answer of this script, and knows which functions handle an error."""
+        assert "return {readycount, totaldiff, size, claimed}" in redis_backend.CHORD_PART_RETURN_LUA
+        used = {
+            "_chord_part_return_script",
+            "_chord_cleanup_script",
+            "chord_error_from_stack",
+            "client",
+            "_retry_publish",
+        }
+        assert used <= set(redis_backend.RedisBackend.on_chord_part_return.__code__.co_names)
+        assert "_create_client" in redis_backend.RedisBackend.client.func.__code__.co_names
 
     def test_what_a_stopping_child_of_prefork_waits_for(self) -> None:
         """It is a global of a module, read each time."""

@@ -86,7 +86,7 @@ class Engine:
         self.told.append(("deliver_many", [record.id for record in records], tag, probe))
         return self.outcomes
 
-    def park_call(self, request: Any, error: Exception) -> None:
+    def park_call(self, request: Any, error: Exception, why: str | None = None) -> None:
         if self.fault:
             raise self.fault
         self.told.append(("park", request.id, type(error).__name__))

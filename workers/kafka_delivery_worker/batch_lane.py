@@ -17,7 +17,7 @@ from typing import Any, Self
 from celery.worker import state
 
 from kafka_delivery.faults import QUEUE_FAULTS
-from kafka_delivery.names import PROBE, RELEASED
+from kafka_delivery.marks import FLEETING, mark_of
 
 from .breaker import Admission
 from .lane import Lane, LaneRequest, begun, lane_of
@@ -73,7 +73,7 @@ class BatchLane(Lane):
     def take(self, message: Any) -> bool:
         """Start a plain batch, or let it wait for room; False for what cannot be one, which is then untouched."""
         headers = message.headers
-        if PROBE in headers or RELEASED in headers or not headers.get("ignore_result"):
+        if not headers.get("ignore_result") or any(mark_of(headers, mark) is not None for mark in FLEETING):
             return False
         request = LaneRequest(message, headers, self)
         state.task_reserved(request)  # a connection that breaks would give it back otherwise

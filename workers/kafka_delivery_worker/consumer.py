@@ -22,6 +22,7 @@ from kafka_delivery.base import pause_of, words_of
 from kafka_delivery.disposition import Asker, Circuit, Move, disposition
 from kafka_delivery.errors import CircuitBreakerOpen
 from kafka_delivery.faults import QUEUE_FAULTS
+from kafka_delivery.marks import mark_of
 from kafka_delivery.names import DEAD_LETTER, PROBE, RELEASED, SEND, SEND_MANY, is_topic_name
 
 from . import breaker, engine, parked_items
@@ -93,13 +94,13 @@ class Consumer(CeleryConsumer):
             DEAD_LETTER,
         ):
             return False
-        known, mark = breaker.current(), message.headers.get(PROBE)
+        known, mark = breaker.current(), mark_of(message.headers, PROBE)
         if not (known.shut or known.shut_topics):
             return False
         circuit, topic = Circuit.CLUSTER, ""
         if not known.shut or mark is not None:
             topic = target_of(message) or ""
-            released = RELEASED in message.headers
+            released = mark_of(message.headers, RELEASED) is not None
             if not topic or known.admission(topic, mark, released=released, begin=False) is not None:
                 return False
             circuit = Circuit.TOPIC
@@ -112,7 +113,7 @@ class Consumer(CeleryConsumer):
 
     def _begins(self, message: Any) -> None:
         """Celery goes on with a probe; a stranger's task is none."""
-        mark = message.headers.get(PROBE)
+        mark = mark_of(message.headers, PROBE)
         if mark is None:
             return
         if message.headers.get("task") in (SEND, SEND_MANY, DEAD_LETTER):
@@ -127,8 +128,9 @@ class Consumer(CeleryConsumer):
         request = state.requests.get(task_id)
         if request is not None and getattr(request, "_message", None) is message:
             state.task_ready(request)
-        if PROBE in headers:
-            breaker.current().not_sent(headers[PROBE])
+        mark = mark_of(headers, PROBE)
+        if mark is not None:
+            breaker.current().not_sent(mark)
         if message.acknowledged:
             log.error("message.failed_late id=%s error=%s", task_id, type(exc).__name__)
             return
@@ -170,8 +172,9 @@ class Consumer(CeleryConsumer):
 
     def _quarantine(self, message: Any, kind: str, why: str, exc: Exception | None) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
-        if PROBE in headers:
-            breaker.current().not_sent(headers[PROBE])
+        mark = mark_of(headers, PROBE)
+        if mark is not None:
+            breaker.current().not_sent(mark)
         reason = Reason(kind=kind, error_class=type(exc).__name__ if exc else "UnknownMessage", error_message=why)
         try:
             engine.current().park_message(

@@ -20,6 +20,7 @@ from confluent_kafka import KafkaError
 from kafka_delivery import settings
 from kafka_delivery.errors import CircuitBreakerOpen, DeliveryError, InvalidRecordError
 from kafka_delivery.faults import QUEUE_FAULTS
+from kafka_delivery.marks import mark_of
 from kafka_delivery.names import PROBE
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
@@ -315,7 +316,7 @@ class Engine:
         Raises:
             redis.exceptions.RedisError: it is not kept.
         """
-        mark = (getattr(request, "headers", None) or {}).get(PROBE)
+        mark = mark_of(request, PROBE)
         if mark is not None:
             self.breaker.not_sent(mark)
         kind = kind or ("invalid" if isinstance(error, InvalidRecordError) else "bug")

@@ -23,6 +23,7 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
 from kafka_delivery.disposition import Asker, Move, disposition
+from kafka_delivery.marks import mark_of
 from kafka_delivery.names import DEFERRALS, DEFERRED_EVENT, MESSAGE_ID, PROBE, RELEASED, WIRE_VERSION
 from kafka_delivery.record import MAX_TIMESTAMP_MS, Record, is_message_id, unpack
 
@@ -109,7 +110,8 @@ class Lane:
             return False
         if outgoing is None:
             return False
-        admission = self._breaker.admission(outgoing.topic, headers.get(PROBE), released=RELEASED in headers)
+        released = mark_of(headers, RELEASED) is not None
+        admission = self._breaker.admission(outgoing.topic, mark_of(headers, PROBE), released=released)
         if admission is None:
             return False  # the consumer finds out, too
         self._start(message, headers, outgoing, admission, size)
@@ -175,11 +177,11 @@ class Lane:
         """
         if self.eventer.groups and "task" not in self.eventer.groups:
             return False  # without -E, and no Flower has asked for them
-        released = RELEASED in headers
+        released = mark_of(headers, RELEASED) is not None
         if self._owed[released] > 0:
             self._owed[released] -= 1
             return True
-        begun = headers.get("retries") or headers.get("redelivered") or DEFERRALS in headers
+        begun = headers.get("retries") or headers.get("redelivered") or mark_of(headers, DEFERRALS)
         return bool(begun or self._sample.takes(now))
 
     def _announce(self, request: LaneRequest) -> None:

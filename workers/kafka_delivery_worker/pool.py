@@ -266,16 +266,14 @@ class _Work:
 
 
 def _settling(trace: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run Celery's tracer; what it raises itself becomes the task's failure.
+    """Run Celery's tracer; what it raises itself becomes the task's failure, for which `Request` gives it back.
 
-    A thread pool swallows such an error, and the message would be held, unsettled, as long as the worker lives. The
-    tracer raises when Redis refuses a result twice in a row. The task itself is over by then, its record delivered or
-    handed over. Only want of memory says nothing about that: then the message goes back to its queue.
+    A thread pool swallows such an error, and the message would be held, unsettled, as long as the worker lives.
     """
     try:
         return trace(*args, **kwargs)
     except MemoryError as error:
         return 1, ExceptionInfo((Reject, Reject(error, requeue=True), error.__traceback__)), 0.0
     except Exception as error:
-        log.error("task.result_not_stored error=%s", type(error).__name__)
+        log.error("task.not_traced error=%s", type(error).__name__)
         return 1, ExceptionInfo(), 0.0

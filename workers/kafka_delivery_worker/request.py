@@ -10,18 +10,30 @@ from types import SimpleNamespace
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import InvalidTaskError, Reject, TaskRevokedError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevokedError
+from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from kombu.utils.encoding import safe_repr, safe_str
 
 from kafka_delivery import settings
 from kafka_delivery.base import Deferral, GiveBack, pause_of
+from kafka_delivery.errors import KafkaDeliveryError
+from kafka_delivery.faults import is_publish_fault
+from kafka_delivery.marks import mark_of
 from kafka_delivery.names import DEFERRED_EVENT, PROBE, REDRIVES, REVIVED
 
 from . import breaker, engine
 from .giving_back import give_back
 
 log = logging.getLogger("kafka_delivery.request")
+
+FORESEEN = (
+    KafkaDeliveryError,  # our tasks', on purpose: their record is elsewhere
+    *(Retry, Reject, Ignore),
+    *(Terminated, WorkerLostError, TimeLimitExceeded, MemoryError, SystemExit, KeyboardInterrupt),  # of the process
+)
+"""Errors of a task that are left to Celery."""
 
 
 class Request(CeleryRequest):
@@ -53,14 +65,15 @@ class Request(CeleryRequest):
 
     def revoked(self) -> bool:
         """As Celery's, which remembers a revoked id for hours; what an operator sends again is meant."""
-        if self._request_dict.get(REVIVED):
+        if mark_of(self._request_dict, REVIVED):
             return False
         return bool(super().revoked())
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Park before Celery acknowledges. The one place through which expiry, revoke and terminate all pass."""
-        if PROBE in self.request_dict:
-            breaker.current().not_sent(self.request_dict[PROBE])
+        mark = mark_of(self.request_dict, PROBE)
+        if mark is not None:
+            breaker.current().not_sent(mark)
         engine.current().outcomes.pop(self._message.delivery_tag, None)  # its task will not run
         why = "its `expires` has passed" if expired else "it was revoked by remote control"
         if terminated:
@@ -72,15 +85,31 @@ class Request(CeleryRequest):
             self._already_revoked = True
             self._put_off(error)
             return
-        super()._announce_revoked(reason, terminated, signum, expired)
+        try:
+            super()._announce_revoked(reason, terminated, signum, expired)
+        except Exception as error:
+            if not is_publish_fault(error):
+                raise
+            log.error("record.not_announced message_id=%s error=%s: it goes back", self.id, type(error).__name__)
+            self._already_revoked = True
+            self._put_off(error)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """As Celery's; a message that goes back waits in Redis, where it holds up nobody."""
         error = exc_info.exception
-        error = getattr(error, "exc", error)  # a child's comes wrapped
+        if isinstance(error, ExceptionWithTraceback):  # a child's
+            error = error.exc
+        if not isinstance(error, FORESEEN):
+            return self._failed_outside(error)
         if isinstance(error, GiveBack) and settings.current().leases:
             self._message.put_off_s = error.pause_s
         return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _failed_outside(self, error: Exception) -> None:
+        """Give a message back whose task failed with what its body never raises: Celery failed beside it."""
+        log.error("task.failed_outside message_id=%s error=%s: it goes back", self.id, type(error).__name__)
+        state.task_ready(self)
+        self._put_off(error)
 
     def _put_off(self, fault: Exception) -> None:
         """Back to the queue, but not at once: it would come back as often as it can."""

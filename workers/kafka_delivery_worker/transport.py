@@ -25,6 +25,7 @@ from kafka_delivery import settings
 from kafka_delivery.base import pause_of
 from kafka_delivery.errors import ParkingFullError
 from kafka_delivery.faults import QUEUE_FAULTS
+from kafka_delivery.marks import drop_fleeting
 from kafka_delivery.names import PROBE, QUEUE, RELEASED
 from kafka_delivery.redis_client import RedisClient
 
@@ -435,8 +436,7 @@ class Channel(redis.Channel):
             return
         properties = payload["properties"]
         headers = payload["headers"]
-        headers.pop(PROBE, None)  # nobody's but ours, and those of this claim
-        headers.pop(RELEASED, None)
+        drop_fleeting(headers)  # nobody's but ours, and those of this claim
         if probe is not None:
             headers[PROBE] = probe.mark
         if deaths == CAME_FROM_ITS_TOPICS_LIST:

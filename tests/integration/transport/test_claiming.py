@@ -11,7 +11,7 @@ import redis
 from celery.worker import state
 
 from integration.transport.channels import OTHER, QUEUE, Broker, Held, held, message, publish, queued
-from kafka_delivery.names import GATE
+from kafka_delivery.names import DEFERRALS, GATE, PROBE, RELEASED
 from kafka_delivery_worker import transport
 from kafka_delivery_worker.lease import Lease, Settling, script
 from kafka_delivery_worker.parking import ParkingStore
@@ -281,3 +281,16 @@ class TestAnswers:
         assert parked.data["raw"].encode(errors="surrogateescape") == garbage
         broker.got[0].ack()
         broker.turn(lambda: not held(redis_client))
+
+    def test_what_a_stranger_says_of_itself_counts_nothing_wherever_it_lies(
+        self, broker: Broker, redis_client: redis.Redis
+    ) -> None:
+        """Only this worker knows which message is a probe, and which it took from a topic's own list."""
+        claims = {PROBE: "cluster|forged", RELEASED: True, DEFERRALS: 1}
+        headers = {"id": "one", "task": "kafka_delivery.send", "headers": {"theirs": 1, **claims}, **claims}
+        redis_client.lpush(QUEUE, message("one", headers=headers))
+        broker.turn(lambda: broker.got)
+        assert broker.got[0].headers == {
+            "id": "one", "task": "kafka_delivery.send", DEFERRALS: 1,
+            "headers": {"theirs": 1, DEFERRALS: 1},
+        }  # fmt: skip

@@ -20,8 +20,10 @@ from redis.exceptions import RedisError
 from kafka_delivery import Record, app, send, settings
 from kafka_delivery.base import record_from
 from kafka_delivery.errors import EnqueueError, InvalidRecordError
+from kafka_delivery.marks import marked
 from kafka_delivery.names import DEAD_LETTER, PARKED_LOCK, QUEUE, REVIVED, SEND
 from kafka_delivery.redis_client import RedisClient
+from kafka_delivery.tracing import passed_on
 
 from .. import broker
 from ..envelopes import written_by
@@ -219,7 +221,8 @@ def redrive(
     """
 
     def do(store: ParkingStore, item: Parked) -> None:
-        _send_again(store, item, to, lock)
+        with passed_on():
+            _send_again(store, item, to, lock)
         audit.warning("parked.redriven parked_id=%s topic=%s", item.id, to or item.topic)
 
     with _alone(dry_run) as lock:
@@ -429,7 +432,7 @@ def _as_call(item: Parked) -> Publish:
 
 def _publish(task: Any, args: Any, kwargs: Any, task_id: str | None, item: Parked, producer: Any) -> None:
     options = options_of(item.asked) | ({} if producer is None else {"producer": producer})
-    task.apply_async(args, kwargs=kwargs, task_id=task_id, headers={REVIVED: True}, **options)
+    task.apply_async(args, kwargs=kwargs, task_id=task_id, headers=marked({REVIVED: True}), **options)
 
 
 def _return_to_queue(store: ParkingStore, item: Parked, lock: RunLock) -> None:

@@ -16,10 +16,12 @@ from confluent_kafka import KafkaException
 from kafka_delivery import app, send
 from kafka_delivery.circuits import CLOSED, read
 from kafka_delivery.errors import DeliveryError, EnqueueError, ParkingFullError
+from kafka_delivery.marks import marked
 from kafka_delivery.names import CLUSTER_SCOPE, REDRIVES, REVIVED, TOPIC_SCOPE
 from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
+from kafka_delivery.tracing import passed_on
 
 from ..broadcast import Broadcast
 from ..counts import Counts
@@ -183,9 +185,10 @@ class Redrive:
         places = of_record(record, NO_REASON, cluster=self._settings.cluster).places
         (parked_at,) = self._store.parked_at([places])
         self._flying[record.id] = _Sent(letter, record.topic, key, places, parked_at, monotonic())
-        headers = {REVIVED: True, REDRIVES: letter.redrive_count + 1}
+        headers = marked({REVIVED: True, REDRIVES: letter.redrive_count + 1})
         try:
-            with denied_join_result():  # nothing is subscribed to: outcomes are looked up, many at once
+            # Nothing is subscribed to: outcomes are looked up, many at once.
+            with denied_join_result(), passed_on():
                 send.apply_async((record,), ignore_result=False, headers=headers)
         except EnqueueError as error:
             self.result.stopped = f"the queue did not confirm a record ({error.reason})"
