@@ -34,6 +34,7 @@ class Engine:
         self.fail: Exception | None = None
         self.when_queued_again: Callable[[], object] = lambda: None
         self.at_pause: Callable[[], object] = lambda: None
+        self.at_park: Callable[[], object] = lambda: None
         self.breaker = SimpleNamespace(is_shut=lambda topic: False)
         self.asked: list[tuple[Any, int]] = []
 
@@ -54,6 +55,7 @@ class Engine:
         }
 
     def park_call(self, request: Any, error: Exception, why: str | None = None) -> None:
+        self.at_park()
         self.parked.append((request.id, why))
 
     def sent_again(self, outcome: str, error: Any, retries: int) -> None:

@@ -127,6 +127,38 @@ def test_a_retry_that_is_queued_stays_one(
     assert ids(client) == ["a"]
 
 
+@pytest.mark.parametrize("failure", [None, ZeroDivisionError("x")], ids=["delivered", "failed"])
+def test_a_wanted_result_is_stored_once(
+    engine: Engine, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    """Celery would store it once more after the body, where a refusal counts as a failure."""
+    stored: list[str] = []
+    store = app.backend.store_result
+    monkeypatch.setattr(
+        app.backend, "store_result", lambda *args, **more: stored.append(args[2]) or store(*args, **more), raising=False
+    )
+    step("a").apply_async(ignore_result=False)
+    engine.fail = failure
+    run(take(client))
+    assert stored == [states.FAILURE if failure else states.SUCCESS]
+
+
+def test_who_is_told_of_what_nobody_planned(engine: Engine, client: redis.Redis) -> None:
+    """The record is parked, and then Redis refuses the errback: the repeat parks it again, and tells."""
+    step("a").apply_async(link_error=step("told"))
+    message = take(client)
+    engine.fail = ZeroDivisionError("x")
+    lifts: list[Callable[[], object]] = []
+    engine.at_park = lambda: lifts.append(full(client))
+    ended = run(message)
+    lifts[0]()
+    assert goes_back(ended)
+    assert ids(client) == []
+    engine.at_park = lambda: None
+    assert run(message)[0] == states.FAILURE
+    assert ids(client) == ["told"]
+
+
 def test_of_what_nobody_planned_the_result_says_so(engine: Engine, client: redis.Redis) -> None:
     result = step("a").apply_async(ignore_result=False, link_error=step("told"))
     engine.fail = ZeroDivisionError("secret-payload")
@@ -264,6 +296,25 @@ class TestChords:
         self._claim_runs_out(client)
         assert run(last)[0] == states.FAILURE
         assert ids(client) == ["told"]
+
+    def test_the_result_of_its_body(self, engine: Engine, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A part is refused by Kafka, so the chord fails; that cannot be stored at once."""
+        engine.refuse = {"b"}
+        result = chord([step("a"), step("b")], step("body").set(ignore_result=False)).apply_async()
+        first, last = take(client), take(client)
+        run(first)
+
+        def away(*_: Any, **__: Any) -> None:
+            raise redis.exceptions.ConnectionError("it is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(app.backend, "fail_from_current_stack", away, raising=False)
+            assert goes_back(run(last))
+        assert result.state == states.PENDING
+        self._claim_runs_out(client)
+        assert run(last)[0] == states.FAILURE
+        assert result.state == states.FAILURE
+        assert ids(client) == []
 
     @staticmethod
     def _last_part(client: redis.Redis, body: Any = None) -> dict[str, Any]:
