@@ -205,6 +205,10 @@ class TestErrbacks:
         assert ids(client) == []
 
 
+def _away(*_: Any, **__: Any) -> None:
+    raise redis.exceptions.ConnectionError("it is away")
+
+
 class TestChords:
     @pytest.mark.parametrize("refuse", REFUSALS)
     def test_a_part_that_cannot_be_counted(self, engine: Engine, client: redis.Redis, refuse: Any) -> None:
@@ -223,7 +227,7 @@ class TestChords:
     def test_a_body_that_cannot_be_queued(
         self, engine: Engine, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The last part is counted, and then the queue is full. Until the claim runs out the part comes again."""
+        """The last part is counted, and then the queue is full."""
         last = self._last_part(client)
         put = Channel._put
 
@@ -233,9 +237,6 @@ class TestChords:
         monkeypatch.setattr(Channel, "_put", refused)
         assert goes_back(run(last))
         monkeypatch.setattr(Channel, "_put", put)
-        assert goes_back(run(last)), "whoever holds the claim may be alive"
-        assert ids(client) == []
-        self._claim_runs_out(client)
         assert run(last)[0] == states.SUCCESS
         assert ids(client) == ["body"]
         assert run(last)[0] == states.SUCCESS, "a part that comes once more finds that all is done"
@@ -246,13 +247,9 @@ class TestChords:
     ) -> None:
         last = self._last_part(client)
 
-        def away(*_: Any) -> None:
-            raise redis.exceptions.ConnectionError("it is away")
-
         with monkeypatch.context() as patch:
-            patch.setattr(app.backend, "get", away)  # by which Celery looks for the shape of the chord
+            patch.setattr(app.backend, "get", _away)  # by which Celery looks for the shape of the chord
             assert goes_back(run(last))
-        self._claim_runs_out(client)
         assert run(last)[0] == states.SUCCESS
         assert ids(client) == ["body"]
 
@@ -262,14 +259,10 @@ class TestChords:
         """Celery cannot write down that the chord is done. It did not fail all the same, and is done by the repeat."""
         last = self._last_part(client, step("body").set(link_error=step("told")))
 
-        def away(*_: Any, **__: Any) -> None:
-            raise redis.exceptions.ConnectionError("it is away")
-
         with monkeypatch.context() as patch:
-            patch.setattr(app.backend, "_chord_cleanup_script", away, raising=False)
+            patch.setattr(app.backend, "_chord_cleanup_script", _away, raising=False)
             assert goes_back(run(last))
         assert ids(client) == ["body"]
-        self._claim_runs_out(client)
         assert run(last)[0] == states.SUCCESS
         assert ids(client) == ["body", "body"], "at least once, under the same id"
 
@@ -293,7 +286,6 @@ class TestChords:
             patch.setattr(Channel, "_put", refused)
             assert goes_back(run(last))
         assert tried
-        self._claim_runs_out(client)
         assert run(last)[0] == states.FAILURE
         assert ids(client) == ["told"]
 
@@ -304,14 +296,10 @@ class TestChords:
         first, last = take(client), take(client)
         run(first)
 
-        def away(*_: Any, **__: Any) -> None:
-            raise redis.exceptions.ConnectionError("it is away")
-
         with monkeypatch.context() as patch:
-            patch.setattr(app.backend, "fail_from_current_stack", away, raising=False)
+            patch.setattr(app.backend, "fail_from_current_stack", _away, raising=False)
             assert goes_back(run(last))
         assert result.state == states.PENDING
-        self._claim_runs_out(client)
         assert run(last)[0] == states.FAILURE
         assert result.state == states.FAILURE
         assert ids(client) == []
@@ -323,10 +311,21 @@ class TestChords:
         assert run(first)[0] == states.SUCCESS
         return last
 
-    @staticmethod
-    def _claim_runs_out(client: redis.Redis) -> None:
+    def test_a_body_that_another_worker_was_about_to_queue(
+        self, engine: Engine, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may have died: until its claim runs out the part comes again."""
+        last = self._last_part(client)
+        monkeypatch.setattr(app.backend, "_let_go", lambda ending: None, raising=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(app.backend, "get", _away)
+            assert goes_back(run(last))
+        assert goes_back(run(last))
+        assert ids(client) == []
         (claim,) = client.scan_iter("celery-taskset-meta-*.c")
         client.delete(claim)
+        assert run(last)[0] == states.SUCCESS
+        assert ids(client) == ["body"]
 
 
 class TestFaultsThatStay:
