@@ -134,9 +134,12 @@ def test_a_wanted_result_is_stored_once(
     """Celery would store it once more after the body, where a refusal counts as a failure."""
     stored: list[str] = []
     store = app.backend.store_result
-    monkeypatch.setattr(
-        app.backend, "store_result", lambda *args, **more: stored.append(args[2]) or store(*args, **more), raising=False
-    )
+
+    def noted(task_id: str, result: Any, state: str, **more: Any) -> Any:
+        stored.append(state)
+        return store(task_id, result, state, **more)
+
+    monkeypatch.setattr(app.backend, "store_result", noted, raising=False)
     step("a").apply_async(ignore_result=False)
     engine.fail = failure
     run(take(client))
