@@ -110,6 +110,8 @@ DEATHS = KEY_PREFIX + "deaths:1"
 """Hash: delivery tag of the publisher -> workers that died while they held the message."""
 POISON = KEY_PREFIX + "poison:1"
 """List: messages that took too many workers down, on their way to the parking store."""
+POISON_APART = KEY_PREFIX + "poison:1:apart"
+"""Hash: digest of one of these -> worker process that is taking it apart. One that died of it leaves its name there."""
 GATE = KEY_PREFIX + "gate"
 """While it exists, no worker claims anything."""
 

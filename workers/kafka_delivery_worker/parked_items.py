@@ -167,7 +167,7 @@ def of_message(
     return _of_message(call, _printable(headers.get("id") or other or uuid7()), data, why)
 
 
-def of_raw(queue: str, raw: str, why: Reason) -> list[Parked]:
+def of_raw(queue: str, raw: str, why: Reason, apart: bool = True) -> list[Parked]:
     """The items of a message that no worker shall decode as Celery would, since it killed some.
 
     It is read as plain JSON and base64. What cannot be read so, or fails on the way, or is too long, is kept whole.
@@ -176,9 +176,10 @@ def of_raw(queue: str, raw: str, why: Reason) -> list[Parked]:
         queue: where it came from.
         raw: its envelope; bytes that are no UTF-8 as Python's surrogate escapes.
         why: the reason.
+        apart: whether it may be read at all.
     """
     data = {"queue": queue, "raw": raw}
-    call = _read(_call_in_raw, raw) if len(raw) <= SPLIT_BYTES else None
+    call = _read(_call_in_raw, raw) if apart and len(raw) <= SPLIT_BYTES else None
     return _of_message(call, _id_in(raw), data, why)
 
 
