@@ -113,6 +113,7 @@ PINNED = {
     "DELAYED": "kafka-delivery:delayed:1:",
     "DEATHS": "kafka-delivery:deaths:1",
     "POISON": "kafka-delivery:poison:1",
+    "POISON_APART": "kafka-delivery:poison:1:apart",
     "GATE": "kafka-delivery:gate",
     "WAITING": "kafka-delivery:waiting:1",
     "CIRCUITS": "kafka-delivery:cb:1:{{{cluster}}}:",

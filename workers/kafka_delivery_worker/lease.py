@@ -42,6 +42,9 @@ CLAIM_BYTES = 8 * 1024 * 1024
 """Of messages that one claim may bring. As many as may be held would keep Redis, and then the event loop, from all else
 for a third of a second, and be in memory twice."""
 
+FORGOTTEN_S = 86_400
+"""For how long it is known which worker has read a message that may have killed it; as long as deaths are counted."""
+
 REQUEUE_PAUSE_S = 2.0
 """Before a message goes back because Redis refused something: the queue would hand it out again at once."""
 
@@ -390,6 +393,7 @@ class Lease:
                 return None
             if reader.decode() != self.owner:
                 return parked_items.of_raw(queue, envelope, why, apart=False)
+        self.redis.expire(self.apart, FORGOTTEN_S)
         items = parked_items.of_raw(queue, envelope, why)
         self.redis.hdel(self.apart, digest)
         return items
@@ -397,5 +401,8 @@ class Lease:
     def parked(self, items: Sequence[Parked], kept: Sequence[str]) -> None:
         """Count and log what never reached a task and was parked, under these ids."""
         for item, item_id in zip(items, kept, strict=True):
-            self.on_parked(item.topic or "")
             log.error("message.parked kind=%s topic=%s parked_id=%s", item.kind, item.topic, item_id)
+            try:
+                self.on_parked(item.topic or "")
+            except Exception as error:  # say, no thread for the counters; what is parked is parked
+                log.error("record.not_told message_id=%s error=%s", item.message_id, type(error).__name__)

@@ -23,6 +23,10 @@ def killed(client: redis.Redis, *sent: bytes, times: int, queue: str = QUEUE) ->
         Worker(client).reaps(worker)
 
 
+def no_thread(topic: str) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def on_its_way(client: redis.Redis, wires: list[list[object]]) -> None:
     """A batch that took too many workers down."""
     made = envelope(app, send_many, QUEUE, "batch", [wires], "", "")
@@ -172,6 +176,7 @@ class TestDeaths:
                 reader.lease.park_poison()
         survivor.lease.park_poison()
         assert ParkingStore(client).count() == 0
+        assert 0 < client.ttl(names.POISON_APART) <= 86_400
         reader.dies()
         survivor.reaps(reader)
         survivor.lease.park_poison()
@@ -186,6 +191,7 @@ class TestDeaths:
         full.lease._parked_max_bytes = 1
         full.lease.park_poison()
         assert client.exists(names.POISON_APART) == 0
+        other.lease.on_parked = no_thread
         other.lease.park_poison()
         (parked,) = ParkingStore(client).list()
         assert (parked.id, parked.content) == ("id-1", "record")
