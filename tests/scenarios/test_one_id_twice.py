@@ -1,4 +1,4 @@
-"""One message id may be in flight twice, say one event for two topics. What becomes of a record is its own message's."""
+"""One message id may be in flight twice, say for two topics. What becomes of a record is its own message's."""
 
 from __future__ import annotations
 
