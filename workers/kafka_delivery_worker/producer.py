@@ -314,9 +314,8 @@ class Producer:
 
     def give_back(self) -> None:
         """Take no more records, and report those in flight as purged. For those Kafka has already, that is unknown."""
-        with self._changed:
+        with self._changed:  # no client is installed any more
             self._closing = True
-            self._changed.notify_all()
         for connection in self._connections():
             self._serve(connection, connection.client.purge)
         self._drop_waiting()
@@ -444,7 +443,7 @@ class Producer:
             self._finish(pending, Report(KafkaError(unsent)))
 
     def _drop_waiting(self) -> None:
-        """Report the records that wait for a client as not sent."""
+        """Report the records that wait for a client as not sent, and let all threads look that wait for one."""
         with self._changed:
             waiting, self._waiting = self._waiting, []
             self._changed.notify_all()
