@@ -15,6 +15,8 @@ from celery import states
 from celery.app.trace import build_tracer
 
 from kafka_delivery import RejectedError, app, base, delivery, names, send
+from kafka_delivery.disposition import BLAMED_AFTER, Circuit
+from kafka_delivery_worker.failures import Failed
 from servers import AnyRedis
 from stack import stack
 
@@ -34,10 +36,14 @@ class Engine:
         self.fail: Exception | None = None
         self.when_queued_again: Callable[[], object] = lambda: None
         self.at_pause: Callable[[], object] = lambda: None
-        self.breaker = SimpleNamespace(is_shut=lambda topic: False)
+        self.processes = BLAMED_AFTER
+        self.breaker = SimpleNamespace(is_shut=lambda topic: False, circuit=lambda topic: Circuit.CLOSED)
         self.asked: list[tuple[Any, int]] = []
 
-    def deliver(self, record: Any, probe: Any = None, redrives: int = 0) -> dict[str, Any]:
+    def failed_here(self, message_id: str | None, error: Exception) -> Failed:
+        return Failed(self.processes)
+
+    def deliver(self, record: Any, probe: Any = None, redrives: int = 0, tag: str | None = None) -> dict[str, Any]:
         self.asked.append((probe, redrives))
         self.at_delivery()
         if self.fail is not None:
@@ -59,7 +65,7 @@ class Engine:
     def sent_again(self, outcome: str, error: Any, retries: int) -> None:
         self.when_queued_again()
 
-    def pause(self) -> None:
+    def pause(self, seconds: float) -> None:
         self.pauses += 1
         self.at_pause()
 
@@ -70,11 +76,14 @@ class _NoKafka:
 
 @contextmanager
 def working(redis_url: str, patch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """Tasks have an `Engine` and this Redis, which is empty, and takes everything again in the end."""
+    """Tasks have an `Engine` and this Redis, which is empty, and takes everything again in the end.
+
+    Messages have no lease, so a pause is made by the task and can be seen.
+    """
     engine = Engine()
     for module in (base, delivery):
         patch.setattr(module, "engine", lambda: engine)
-    with stack(redis_url, _NoKafka()) as system:  # type: ignore[arg-type]
+    with stack(redis_url, _NoKafka(), TRANSPORT="celery") as system:  # type: ignore[arg-type]
         system.redis.flushall()
         app.finalize()
         yield engine

@@ -112,7 +112,7 @@ class TestRevoked:
 
         monkeypatch.setattr(CeleryRequest, "_announce_revoked", announced)
         monkeypatch.setattr(request.Request, "_put_off", lambda self, fault: told.append("put off"))
-        monkeypatch.setattr(engine, "current", lambda: SimpleNamespace(park_call=lambda *_: "one"))
+        monkeypatch.setattr(engine, "current", lambda: SimpleNamespace(park_call=lambda *_: "one", outcomes={}))
         made_of(message())._announce_revoked("expired", False, None, True)
         assert told == [becomes]
 
