@@ -13,6 +13,7 @@ import redis
 from rich.table import Table
 
 from kafka_delivery.dead_letters import TASK_ID_SUFFIX
+from kafka_delivery.names import QUEUE
 from servers import read_all
 from stack import Stack, leftovers, message_id
 
@@ -177,6 +178,12 @@ def _messages(client: redis.Redis, key: str) -> Iterable[bytes]:
     kind: Any = client.type(key)
     found: Iterable[bytes] = read[kind]()
     return found
+
+
+def nested(client: redis.Redis, count: int) -> int:
+    """Of the newest `count` messages in the queue, those into whose headers another tool has nested its own."""
+    headers = [json.loads(message)["headers"] for message in client.lrange(QUEUE, 0, count - 1)]
+    return sum(isinstance(each.get("headers"), dict) for each in headers)
 
 
 def consuming(client: redis.Redis) -> int:

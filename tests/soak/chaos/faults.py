@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
 import threading
@@ -91,8 +90,6 @@ class Faults:
         self._control = redis.Redis.from_url(server.url, socket_timeout=10)
         self._before = {name: self._config(name) for name in UNCHANGED}
         self.failure: BaseException | None = None
-        self.nested = 0
-        """Messages in the backlogs that were looked at in whose headers another tool has nested its own."""
         self._do: dict[str, Callable[[Fault], None]] = {
             plan.KILL: self._kill,
             plan.FREEZE: self._freeze,
@@ -146,7 +143,6 @@ class Faults:
             self._application.burst(BURST)
             with contextlib.suppress(TimeoutError, redis.RedisError):
                 wait_until(lambda: self._control.llen(QUEUE) >= BURST / 2, 2, "no backlog: Redis is away")
-                self.nested += sum(_is_nested(message) for message in self._control.lrange(QUEUE, 0, BURST))
             self._slot(fault).end(signal.SIGTERM, fault.kind)
         finally:
             for slot in self._slots:
@@ -256,10 +252,6 @@ class Faults:
             self._abort.wait(fault.hold)
         finally:
             self._kafka.start()
-
-
-def _is_nested(message: bytes | str) -> bool:
-    return isinstance(json.loads(message)["headers"].get("headers"), dict)
 
 
 @contextmanager

@@ -124,6 +124,11 @@ class Supervisor:
         """Worker processes that could make no client for a while."""
         return sum("producer.no_client" in worker.log for worker in self._kinds)
 
+    @property
+    def not_concluded(self) -> int:
+        """Sends that went back because Redis refused what was to follow them."""
+        return sum(worker.log.count("task.not_concluded") for worker in self._kinds)
+
     def _run(self) -> None:
         while not self._stop.wait(0.05):
             for slot in self.slots:

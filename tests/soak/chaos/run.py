@@ -9,6 +9,7 @@ letter or parked: whatever else happens, happens around a record and is not char
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -40,6 +41,8 @@ from .processes import ApplicationProcess, Exit, Supervisor
 from .trail import trails
 
 START_S = 60
+LOOKED_AT = 20
+"""Messages in the queue, twice a second."""
 LATE_S = 60
 DRAIN_S = 150
 BAR_S = 1
@@ -108,6 +111,7 @@ class Outcome:
     wrapped: Counter[str] = field(default_factory=Counter)
     without_client: int = 0
     nested: int = 0
+    not_concluded: int = 0
 
     @property
     def lost(self) -> int:
@@ -217,6 +221,7 @@ class System:
             lane.start()
         try:
             while not self._enough(end) and not self.over.wait(0.5):
+                self._look_for_nested()
                 self.reporter.counts("chaos", self.options.seconds - end + time.monotonic(), self._counts)
         except BaseException:
             self.abort.set()
@@ -228,7 +233,10 @@ class System:
         if faults.failure is not None:
             raise faults.failure
         faults.check_undone()
-        self.nested = faults.nested
+
+    def _look_for_nested(self) -> None:
+        with contextlib.suppress(redis.RedisError):  # it is away
+            self.nested += account.nested(self.stack.redis, LOOKED_AT)
 
     def _drawn(self, lane: plan.Lane) -> Iterator[plan.Fault]:
         return lane.draw(self.options.seed, self.options.workers, self.options.seconds)
@@ -320,7 +328,7 @@ def run(options: Options, reporter: Reporter, directory: Path) -> Outcome:
         seen = trails(directory / "redis", shown) if shown else {}
         return Outcome(
             options, took, drained, found, running.faults, running.supervisor.exits, left, idle, seen, reporter.began,
-            running.supervisor.wrapped, running.supervisor.without_client, running.nested,
+            running.supervisor.wrapped, running.supervisor.without_client, running.nested, running.supervisor.not_concluded,
         )  # fmt: skip
 
 
@@ -348,6 +356,7 @@ def summary(outcome: Outcome) -> Table:
         "workers with a wrapped client": _listed(outcome.wrapped),
         "workers without a client for a while": outcome.without_client,
         "messages with nested headers, of those looked at": outcome.nested,
+        "sent again, since what follows was refused": outcome.not_concluded,
         "longest stop": f"{max(stops, default=0):.1f} s",
         "accepted": f"{totals['accepted']}; errors before: {_listed(account_.errors)}",
         "never accepted": account_.not_accepted,
