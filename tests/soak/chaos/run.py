@@ -326,9 +326,10 @@ def run(options: Options, reporter: Reporter, directory: Path) -> Outcome:
         took = time.time() - reporter.began
         shown = {one.task_id for one in found.lost[:SHOWN]} | {one.task_id for one in _wrong(found)}
         seen = trails(directory / "redis", shown) if shown else {}
+        workers = running.supervisor
         return Outcome(
-            options, took, drained, found, running.faults, running.supervisor.exits, left, idle, seen, reporter.began,
-            running.supervisor.wrapped, running.supervisor.without_client, running.nested, running.supervisor.not_concluded,
+            options, took, drained, found, running.faults, workers.exits, left, idle, seen, reporter.began,
+            workers.wrapped, workers.without_client, running.nested, workers.not_concluded,
         )  # fmt: skip
 
 
