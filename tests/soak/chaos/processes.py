@@ -125,6 +125,11 @@ class Supervisor:
         return sum("producer.no_client" in worker.log for worker in self._kinds)
 
     @property
+    def renewed(self) -> int:
+        """Clients that were renewed in a process that went on."""
+        return sum(worker.log.count("producer.renewed") for worker in self._kinds)
+
+    @property
     def not_concluded(self) -> int:
         """Sends that went back because Redis refused what was to follow them."""
         return sum(worker.log.count("task.not_concluded") for worker in self._kinds)

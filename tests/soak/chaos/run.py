@@ -112,6 +112,7 @@ class Outcome:
     without_client: int = 0
     nested: int = 0
     not_concluded: int = 0
+    renewed: int = 0
 
     @property
     def lost(self) -> int:
@@ -329,7 +330,7 @@ def run(options: Options, reporter: Reporter, directory: Path) -> Outcome:
         workers = running.supervisor
         return Outcome(
             options, took, drained, found, running.faults, workers.exits, left, idle, seen, reporter.began,
-            workers.wrapped, workers.without_client, running.nested, workers.not_concluded,
+            workers.wrapped, workers.without_client, running.nested, workers.not_concluded, workers.renewed,
         )  # fmt: skip
 
 
@@ -356,6 +357,7 @@ def summary(outcome: Outcome) -> Table:
         "workers killed": outcome.kills,
         "workers with a wrapped client": _listed(outcome.wrapped),
         "workers without a client for a while": outcome.without_client,
+        "clients renewed while records flow": outcome.renewed,
         "messages with nested headers, of those looked at": outcome.nested,
         "sent again, since what follows was refused": outcome.not_concluded,
         "longest stop": f"{max(stops, default=0):.1f} s",

@@ -9,11 +9,13 @@ import sentry_sdk
 PLAIN, DDTRACE, OPENTELEMETRY, SENTRY = "plain", "ddtrace", "OpenTelemetry", "Sentry"
 
 _STANDING = """
+import logging
 import sys
 
 import confluent_kafka
 from kafka_delivery_worker import app
 
+logging.getLogger("kafka_delivery.producer").setLevel(logging.INFO)  # it says when a client is renewed
 print("in the place of the client:", confluent_kafka.Producer.__module__, file=sys.__stderr__, flush=True)
 """
 
