@@ -150,13 +150,16 @@ class Faults:
 
     # -- what a client is made of
     def _no_key(self, fault: Fault) -> None:
-        """The key is away, and all workers start anew: none of them has a client."""
+        """The key is away, and all workers are restarted in an orderly way, as for a release: none has a client.
+
+        They are not killed: what several workers died with is claimed alone, which slows down everything.
+        """
         self._say(fault.kind, f"for {fault.hold:.1f} s, and all workers start anew")
         self._files.lose()
         try:
             before = {slot.worker.pid for slot in self._slots}
             for slot in self._slots:
-                slot.end(signal.SIGKILL, fault.kind)
+                slot.end(signal.SIGTERM, fault.kind)
             with contextlib.suppress(TimeoutError):
                 wait_until(lambda: self._abort.is_set() or self._without_client(before), WITHOUT_CLIENT_S, "")
             self._abort.wait(fault.hold)

@@ -52,7 +52,7 @@ ALL = (*WORKER_FAULTS, *SERVER_FAULTS, *CLIENT_FAULTS)
 
 WORKERS_PAUSE = (1.5, 4.5)
 SERVERS_PAUSE = (0.5, 2.5)
-CLIENTS_PAUSE = (6, 10)
+CLIENTS_PAUSE = (6, 14)
 """Seconds between two faults of a lane in a run of a minute, in which every kind has to have its turn."""
 
 LONG_RUN_S = 180

@@ -342,7 +342,7 @@ def _wrong(found: Account) -> list[account.Wrong]:
 def summary(outcome: Outcome) -> Table:
     by_kind = Counter(kind for _, kind, _ in outcome.faults)
     exits = Counter(exit_.why or "BY ITSELF" for exit_ in outcome.exits if exit_.why != "end of the run")
-    stops = [exit_.took_s for exit_ in outcome.exits if exit_.why in (plan.TERMINATE, "end of the run")]
+    stops = [exit_.took_s for exit_ in outcome.exits if exit_.why in (plan.TERMINATE, plan.NO_KEY, "end of the run")]
     account_ = outcome.account
     parked = {kind: len(ids) for kind, ids in account_.parked.items()}
     totals = account_.totals
