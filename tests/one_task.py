@@ -36,6 +36,7 @@ class Engine:
         self.fail: Exception | None = None
         self.when_queued_again: Callable[[], object] = lambda: None
         self.at_pause: Callable[[], object] = lambda: None
+        self.at_park: Callable[[], object] = lambda: None
         self.processes = BLAMED_AFTER
         self.breaker = SimpleNamespace(is_shut=lambda topic: False, circuit=lambda topic: Circuit.CLOSED)
         self.asked: list[tuple[Any, int]] = []
@@ -60,6 +61,7 @@ class Engine:
         }
 
     def park_call(self, request: Any, error: Exception, why: str | None = None) -> None:
+        self.at_park()
         self.parked.append((request.id, why))
 
     def sent_again(self, outcome: str, error: Any, retries: int) -> None:

@@ -114,6 +114,8 @@ FAILED = KEY_PREFIX + "failed:1:"
 """Hash, one for each message id: worker process -> how often it failed at that message by a fault of its own."""
 PAUSED = KEY_PREFIX + "paused:1"
 """Hash: worker process that pauses itself -> JSON with ``why``, ``since_ms`` and ``at_ms``, when it last said so."""
+POISON_APART = KEY_PREFIX + "poison:1:apart"
+"""Hash: digest of one of these -> worker process that is taking it apart. One that died of it leaves its name there."""
 GATE = KEY_PREFIX + "gate"
 """While it exists, no worker claims anything."""
 

@@ -8,13 +8,19 @@ Here the refusal goes to the caller, `aftermath`, with the chord as it was: the 
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from typing import Any, NoReturn
 
 from celery.backends import redis
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from .faults import is_publish_fault
+
+log = logging.getLogger("kafka_delivery.task")
+
+_LET_GO = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
 class ChordHeldError(OperationalError):
@@ -31,10 +37,12 @@ class _Ending:
     Attributes:
         fault: what Redis or the queue refused; from then on nothing more is written.
         answer: of Celery's script: parts there, how many more are awaited, how many were, whether the body is ours.
+        claim: if it is, under which key that is noted, and how.
     """
 
     fault: Exception | None = None
     answer: tuple[Any, ...] = ()
+    claim: tuple[Any, Any] | None = None
 
     def interrupt(self, fault: Exception) -> NoReturn:
         self.fault = self.fault or fault
@@ -76,6 +84,8 @@ class _Chords:
             answer = run(*args, **kwargs)
             if self._ending is not None:
                 self._ending.answer = answer
+                if len(answer) == 4 and answer[3]:
+                    self._ending.claim = kwargs["keys"][5], kwargs["args"][7]
             return answer
 
         return noted
@@ -93,6 +103,7 @@ class _Chords:
         try:
             returned = super().on_chord_part_return(request, state, result, propagate, **kwargs)  # type: ignore[misc]
         except _Interrupted:
+            self._let_go(ending)
             raise ending.fault or RuntimeError("a chord's end was interrupted for nothing") from None
         finally:
             self._ending = None
@@ -101,6 +112,15 @@ class _Chords:
             if size and not ours and there == int(size) + int(more or 0):
                 raise ChordHeldError(f"the body of the chord {request.group} is published by another worker")
         return returned
+
+    def _let_go(self, ending: _Ending) -> None:
+        """Leave the body to whoever returns a part next. What Redis does not hear of now runs out in half a minute."""
+        if ending.claim is not None:
+            key, token = ending.claim
+            try:
+                self._own_client.eval(_LET_GO, 1, key, token)
+            except RedisError as error:
+                log.warning("chord.claim_kept error=%s", type(error).__name__)
 
     def chord_error_from_stack(self, callback: Any, exc: Any = None) -> Any:
         """As Celery's, which calls it for whatever it has caught; a refusal of Redis is no error of the chord."""

@@ -127,6 +127,41 @@ def test_a_retry_that_is_queued_stays_one(
     assert ids(client) == ["a"]
 
 
+@pytest.mark.parametrize("failure", [None, ZeroDivisionError("x")], ids=["delivered", "failed"])
+def test_a_wanted_result_is_stored_once(
+    engine: Engine, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    """Celery would store it once more after the body, where a refusal counts as a failure."""
+    stored: list[str] = []
+    store = app.backend.store_result
+
+    def noted(task_id: str, result: Any, state: str, **more: Any) -> Any:
+        stored.append(state)
+        return store(task_id, result, state, **more)
+
+    monkeypatch.setattr(app.backend, "store_result", noted, raising=False)
+    step("a").apply_async(ignore_result=False)
+    engine.fail = failure
+    run(take(client))
+    assert stored == [states.FAILURE if failure else states.SUCCESS]
+
+
+def test_who_is_told_of_what_nobody_planned(engine: Engine, client: redis.Redis) -> None:
+    """The record is parked, and then Redis refuses the errback: the repeat parks it again, and tells."""
+    step("a").apply_async(link_error=step("told"))
+    message = take(client)
+    engine.fail = ZeroDivisionError("x")
+    lifts: list[Callable[[], object]] = []
+    engine.at_park = lambda: lifts.append(full(client))
+    ended = run(message)
+    lifts[0]()
+    assert goes_back(ended)
+    assert ids(client) == []
+    engine.at_park = lambda: None
+    assert run(message)[0] == states.FAILURE
+    assert ids(client) == ["told"]
+
+
 def test_of_what_nobody_planned_the_result_says_so(engine: Engine, client: redis.Redis) -> None:
     result = step("a").apply_async(ignore_result=False, link_error=step("told"))
     engine.fail = ZeroDivisionError("secret-payload")
@@ -173,6 +208,10 @@ class TestErrbacks:
         assert ids(client) == []
 
 
+def _away(*_: Any, **__: Any) -> None:
+    raise redis.exceptions.ConnectionError("it is away")
+
+
 class TestChords:
     @pytest.mark.parametrize("refuse", REFUSALS)
     def test_a_part_that_cannot_be_counted(self, engine: Engine, client: redis.Redis, refuse: Any) -> None:
@@ -191,7 +230,7 @@ class TestChords:
     def test_a_body_that_cannot_be_queued(
         self, engine: Engine, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The last part is counted, and then the queue is full. Until the claim runs out the part comes again."""
+        """The last part is counted, and then the queue is full."""
         last = self._last_part(client)
         put = Channel._put
 
@@ -201,9 +240,6 @@ class TestChords:
         monkeypatch.setattr(Channel, "_put", refused)
         assert goes_back(run(last))
         monkeypatch.setattr(Channel, "_put", put)
-        assert goes_back(run(last)), "whoever holds the claim may be alive"
-        assert ids(client) == []
-        self._claim_runs_out(client)
         assert run(last)[0] == states.SUCCESS
         assert ids(client) == ["body"]
         assert run(last)[0] == states.SUCCESS, "a part that comes once more finds that all is done"
@@ -214,13 +250,9 @@ class TestChords:
     ) -> None:
         last = self._last_part(client)
 
-        def away(*_: Any) -> None:
-            raise redis.exceptions.ConnectionError("it is away")
-
         with monkeypatch.context() as patch:
-            patch.setattr(app.backend, "get", away)  # by which Celery looks for the shape of the chord
+            patch.setattr(app.backend, "get", _away)  # by which Celery looks for the shape of the chord
             assert goes_back(run(last))
-        self._claim_runs_out(client)
         assert run(last)[0] == states.SUCCESS
         assert ids(client) == ["body"]
 
@@ -230,14 +262,10 @@ class TestChords:
         """Celery cannot write down that the chord is done. It did not fail all the same, and is done by the repeat."""
         last = self._last_part(client, step("body").set(link_error=step("told")))
 
-        def away(*_: Any, **__: Any) -> None:
-            raise redis.exceptions.ConnectionError("it is away")
-
         with monkeypatch.context() as patch:
-            patch.setattr(app.backend, "_chord_cleanup_script", away, raising=False)
+            patch.setattr(app.backend, "_chord_cleanup_script", _away, raising=False)
             assert goes_back(run(last))
         assert ids(client) == ["body"]
-        self._claim_runs_out(client)
         assert run(last)[0] == states.SUCCESS
         assert ids(client) == ["body", "body"], "at least once, under the same id"
 
@@ -261,9 +289,23 @@ class TestChords:
             patch.setattr(Channel, "_put", refused)
             assert goes_back(run(last))
         assert tried
-        self._claim_runs_out(client)
         assert run(last)[0] == states.FAILURE
         assert ids(client) == ["told"]
+
+    def test_the_result_of_its_body(self, engine: Engine, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A part is refused by Kafka, so the chord fails; that cannot be stored at once."""
+        engine.refuse = {"b"}
+        result = chord([step("a"), step("b")], step("body").set(ignore_result=False)).apply_async()
+        first, last = take(client), take(client)
+        run(first)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(app.backend, "fail_from_current_stack", _away, raising=False)
+            assert goes_back(run(last))
+        assert result.state == states.PENDING
+        assert run(last)[0] == states.FAILURE
+        assert result.state == states.FAILURE
+        assert ids(client) == []
 
     @staticmethod
     def _last_part(client: redis.Redis, body: Any = None) -> dict[str, Any]:
@@ -272,10 +314,21 @@ class TestChords:
         assert run(first)[0] == states.SUCCESS
         return last
 
-    @staticmethod
-    def _claim_runs_out(client: redis.Redis) -> None:
+    def test_a_body_that_another_worker_was_about_to_queue(
+        self, engine: Engine, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may have died: until its claim runs out the part comes again."""
+        last = self._last_part(client)
+        monkeypatch.setattr(app.backend, "_let_go", lambda ending: None, raising=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(app.backend, "get", _away)
+            assert goes_back(run(last))
+        assert goes_back(run(last))
+        assert ids(client) == []
         (claim,) = client.scan_iter("celery-taskset-meta-*.c")
         client.delete(claim)
+        assert run(last)[0] == states.SUCCESS
+        assert ids(client) == ["body"]
 
 
 class TestFaultsThatStay:

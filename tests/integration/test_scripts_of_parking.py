@@ -74,7 +74,30 @@ class TestPark:
         assert store.client.zrange("index", 0, -1, withscores=True) == [(b"a", 7.0)]
 
 
+class TestSendBack:
+    def test_it_says_what_it_did(self, store: Store) -> None:
+        def send_back(at: str = "5", token: str = "mine") -> int:  # noqa: S107  # no secret
+            keys = (*KEYS, "lock", "queue")
+            return int(store.client.eval(_script("send_back"), 5, *keys, "a", at, token, "message"))
+
+        store.park("a", '{"parked_at_ms": 5}')
+        assert send_back() == -1
+        store.client.set("lock", "mine")
+        assert [send_back("5", "another's"), send_back("6"), send_back(), send_back()] == [-1, 0, 1, 0]
+        assert store.client.lrange("queue", 0, -1) == [b"message"]
+        assert store.taken() == [0, 0]
+
+
 class TestUnpark:
+    def test_a_command_that_lost_its_lock_takes_nothing_away(self, store: Store) -> None:
+        store.park("a")
+        store.client.set("lock", "mine")
+
+        def unpark(token: str) -> int:
+            return int(store.client.eval(_script("unpark"), 4, *KEYS, "lock", "a", "", token))
+
+        assert [unpark("another's"), unpark("mine")] == [-1, 1]
+
     def test_it_leaves_nothing(self, store: Store) -> None:
         store.park("a")
         store.park("b", "{  }")

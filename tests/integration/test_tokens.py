@@ -120,6 +120,7 @@ def test_a_client_is_made_when_there_is_a_token_at_last(
     assert deliver(polled, topic).error is None
     assert [one.value for one in read_all(secure_kafka.bootstrap_servers, [topic], timeout=60)] == [b"x"]
     assert set(server.calls) == {"kafka-delivery-token"}
+    assert server.answered == 1, "its first token was thrown away"
 
 
 def test_a_function_that_hangs_is_called_once_and_holds_up_nobody(

@@ -69,7 +69,6 @@ TARGETS = (
     Target(WORKER + "taken.lua", PARKING, prelude=ROOM),
     Target(WORKER + "unpark.lua", PARKING, prelude=ROOM),
     Target(WORKER + "send_back.lua", PARKING, prelude=ROOM),
-    Target(WORKER + "parked_items.py", ("unit/test_parked_items.py",)),
     Target(CIRCUIT, CIRCUITS),
     Target(WORKER + "breaker/report.lua", CIRCUITS, prelude=CIRCUIT),
     Target(WORKER + "breaker/admit.lua", CIRCUITS, prelude=CIRCUIT),

@@ -19,7 +19,7 @@ from servers import SecureKafka, wait_until
 from stack import Stack, stack
 from watching import emptied
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.long]
 
 POOLS = pytest.mark.parametrize(
     "pool", [(), ("-P", "threads", "-c", "4"), ("-P", "prefork", "-c", "2")], ids=["in-flight", "threads", "prefork"]
@@ -173,6 +173,21 @@ def test_a_worker_without_a_token_starts_delivers_when_it_has_one_and_stops_in_t
     assert system.parked() == []
     assert Counter(system.ids(topic)) == dict.fromkeys(ids, 1)
     assert "hunter2" not in worker.log
+
+
+def test_a_worker_whose_token_function_hangs_stops_in_time(
+    system: Stack, secure_kafka: SecureKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, calls = str(tmp_path / "away"), str(tmp_path / "calls")
+    (tmp_path / "tokens.py").write_text(TOKENS.format(up=away, calls=calls, hangs=True))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    changes: dict[str, Any] = {
+        "BOOTSTRAP_SERVERS": secure_kafka.token_servers,
+        "PRODUCER": json.dumps({"security.protocol": "sasl_plaintext", "sasl.mechanism": "OAUTHBEARER"}),
+        "OAUTH_CB": "tokens:get",
+    }
+    worker = system.worker(**changes)
+    assert worker.stop() < 15, "it waited for the function, which takes 30 s"
 
 
 @pytest.mark.parametrize("wrong", [{"batch.sizes": 1}, {"retry.backoff.ms": "none at all"}])

@@ -1,6 +1,4 @@
-"""Other tools put a dictionary into the headers of our messages, under which Celery hides ours: an outage ends all the
-same, and what is sent again from a dead-letter topic is counted.
-"""
+"""Other tools put a dictionary into the headers of our messages, under which Celery hides ours: outages end anyway."""
 
 from __future__ import annotations
 
@@ -16,6 +14,8 @@ from stack import Stack, stack
 from watching import emptied
 
 pytest.importorskip("sentry_sdk")
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -33,13 +33,7 @@ def system(redis_url: str, mock: MockKafka) -> Iterator[Stack]:
 
 
 @pytest.mark.parametrize(
-    ("caller", "worker"),
-    [
-        pytest.param(True, False, marks=pytest.mark.smoke),
-        (False, True),
-        (True, True),
-    ],
-    ids=["caller", "worker", "both"],
+    ("caller", "worker"), [(True, False), (False, True), (True, True)], ids=["caller", "worker", "both"]
 )
 def test_an_outage_ends_where_sentry_is_set_up(
     system: Stack, mock: MockKafka, tmp_path: Path, caller: bool, worker: bool

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kafka_delivery import Record, dead_letter, send, send_many
+from kafka_delivery.record import member_id
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from servers import wait_until
@@ -46,14 +47,14 @@ FAULTY_AND_UNABLE_TO_PARK = (
     import pathlib
     from kafka_delivery import base
 
-    park = parking.ParkingStore.park
+    park_all = parking.ParkingStore.park_all
 
-    def unable(self, item):
+    def unable(self, items):
         if not pathlib.Path(FLAG).exists():
             raise ConnectionError("Redis is away")
-        return park(self, item)
+        return park_all(self, items)
 
-    parking.ParkingStore.park = unable
+    parking.ParkingStore.park_all = unable
     base.REQUEUE_PAUSE_S = 0.3
 """
 )
@@ -99,7 +100,7 @@ def test_several_processes_fail_at_it_and_it_is_parked_without_its_text(
 
         single = wait_stored(system, "single")
         letter = wait_stored(system, "letter")
-        whole = wait_stored(system, batch.id)
+        member = wait_stored(system, member_id(batch.id, 1))
         system.wait_empty()
         events.wait_for("single", "task-failed")
 
@@ -109,7 +110,7 @@ def test_several_processes_fail_at_it_and_it_is_parked_without_its_text(
     assert "broken, line " in single.error_message
     assert Record.from_wire(single.data, "default") == record
     assert (letter.kind, letter.content) == ("bug", "record")
-    assert (whole.kind, whole.content) == ("bug", "call")
+    assert (member.kind, member.content, member.topic) == ("bug", "record", TOPIC)
     assert [item.id for item in system.parked() if PAYLOAD in item.error_message] == []
     seen = {
         "the workers' logs": "".join(worker.log for worker in system.workers),

@@ -123,7 +123,13 @@ class TestCall:
         )
         (item,) = of_call(Call.of(request), WHY)
         assert item.asked == {"callbacks": LINK, "root_id": "another", "group": "g", "group_index": 0}
-        assert (item.retry_count, item.redrive_count) == (0, 2)
+        assert (item.content, item.retry_count, item.redrive_count) == ("record", 0, 2)
+
+    def test_a_call_by_name_is_read_whole_too(self) -> None:
+        made = SimpleNamespace(id="id-1", task=SEND, args=None, kwargs={"topic": "orders", "value": "v"}, retries=1)
+        (item,) = of_call(Call.of(made), WHY)
+        assert item.data == {"task": SEND, "id": "id-1", "args": [], "kwargs": made.kwargs}
+        assert (item.topic, item.retry_count, item.redrive_count, item.asked) == ("orders", 1, 0, None)
 
     def test_a_failure_that_nobody_planned_keeps_the_call(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -268,6 +274,33 @@ class TestMessage:
     def test_an_id_is_read_as_json_writes_it(self) -> None:
         assert of_raw("q", '{"correlation_id": "a\\"b"}', POISON)[0].id == 'a"b'
 
+    def test_a_message_is_kept_under_the_id_that_it_says(self) -> None:
+        def kept(headers: dict[str, Any], envelope: dict[str, Any]) -> str:
+            return of_message("q", envelope, headers, None, WHY)[0].id
+
+        properties = {"properties": {"correlation_id": "other"}}
+        assert kept({"id": "id-1"}, properties) == "id-1"
+        assert kept({}, properties) == "other"
+        assert kept({}, {"properties": 5}) != kept({}, {}), "one is made up"
+
+    @pytest.mark.parametrize("args", [{"a": 1}, 5, None, "text", []])
+    @pytest.mark.parametrize("task", [send, send_many, dead_letter])
+    def test_arguments_that_are_none_are_no_reason_to_fail(self, task: Any, args: Any) -> None:
+        made = json.loads(raw(task, []))
+        for body in ([args, {}, {}], [[], args, {}], [[], {}, args], args):
+            (item,) = of_message("q", made, made["headers"], json.dumps(body).encode(), POISON)
+            assert (item.id, item.content) == ("id-1", "message")
+
+    def test_a_body_that_is_text_in_its_envelope(self) -> None:
+        made = json.loads(raw(send, [wire()]))
+        made["body"] = b64decode(made["body"]).decode()
+        del made["properties"]["body_encoding"]
+        assert of_raw("q", json.dumps(made), POISON)[0].content == "record"
+
+    def test_four_mebibytes_are_taken_apart(self) -> None:
+        """A batch of our own has 700 kB, in base64 less than one mebibyte."""
+        assert parked_items.SPLIT_BYTES == 4_194_304
+
     def test_an_id_that_is_none_becomes_printable(self) -> None:
         made = json.loads(raw(send, [17], "x\ud800"))
         (item,) = of_message("q", made, made["headers"], None, WHY)
@@ -313,5 +346,5 @@ class TestAsked:
 
     def test_no_payload_is_in_a_repr(self) -> None:
         secret = [{"args": ["secret"]}]
-        made = call(SEND, wire(value=b"secret"), asked={"callbacks": secret})
+        made = call(SEND, wire(value=b"secret"), asked={"callbacks": secret}, kwargs={"value": "secret"})
         assert "secret" not in f"{made!r} {of_call(made, WHY)!r}"

@@ -51,6 +51,17 @@ def test_a_coordinator_that_is_away_does_not_hold_the_records_up(monkeypatch: py
     assert asked[3:] == [asked[2] + n for n in range(1, len(asked) - 2)]
 
 
+def test_a_parked_one_is_taken_away_under_the_runs_lock() -> None:
+    """No mark in Kafka's partitions checks it."""
+    removed: list[object] = []
+    done = SimpleNamespace(begin=lambda *_: None, mark=lambda *_: None)
+    backlog = SimpleNamespace(commit=lambda *_: None, done=done, topic_id="", group="g", reached={})
+    store = SimpleNamespace(remove=lambda *arguments: removed.append(arguments))
+    book = ledger.Ledger(backlog, "the run's", [Span(0, 0, 0, 100)], store)  # type: ignore[arg-type]
+    book.done([replace(LETTER, parked_id="p", parked_at_ms=5)])
+    assert removed == [("p", 5, "the run's")]
+
+
 @pytest.mark.parametrize(
     ("low", "end", "committed", "remembered", "start", "forgotten"),
     [

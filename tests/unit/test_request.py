@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,10 @@ from celery.worker.request import create_request_cls
 
 from kafka_delivery import KafkaDeliveryError, RejectedError, app, send, settings
 from kafka_delivery.errors import SettingsError
+from kafka_delivery.names import REDRIVES
 from kafka_delivery_worker import engine, request
 from kafka_delivery_worker.application import _started, check_time_limits
+from kafka_delivery_worker.parked_items import Call
 
 LEAST = settings.current().attempt_timeout_s
 
@@ -184,3 +187,16 @@ class TestTimeLimits:
         worker = SimpleNamespace(pool_cls=PreforkPool, time_limit=1, soft_time_limit=None)
         with pytest.raises(SystemExit, match="kafka-delivery: --time-limit=1"):
             _started(instance=worker)
+
+
+def test_a_call_that_will_never_run_keeps_what_it_asked_of_celery() -> None:
+    link = [{"task": "app.tell"}]
+    body = json.dumps([[[2, "", "t", "v"]], {}, {"callbacks": link, "chain": None}])
+    sent = kombu.Message(
+        body=body, content_type="application/json", content_encoding="utf-8", delivery_info={},
+        headers={"id": "one", "task": send.name, "root_id": "r", "group": "g", "retries": 2, REDRIVES: 1, "args": "x"},
+    )  # fmt: skip
+    made = request.Request(sent, app=app, task=send, headers=sent.headers, body=body, decoded=False, utc=True)
+    call = Call.of(made._as_call())
+    assert call.asked == {"callbacks": link, "root_id": "r", "group": "g"}
+    assert (call.id, call.retries, call.redrives, call.args) == ("one", 2, 1, [[2, "", "t", "v"]])

@@ -115,6 +115,7 @@ PINNED = {
     "POISON": "kafka-delivery:poison:1",
     "FAILED": "kafka-delivery:failed:1:",
     "PAUSED": "kafka-delivery:paused:1",
+    "POISON_APART": "kafka-delivery:poison:1:apart",
     "GATE": "kafka-delivery:gate",
     "WAITING": "kafka-delivery:waiting:1",
     "CIRCUITS": "kafka-delivery:cb:1:{{{cluster}}}:",

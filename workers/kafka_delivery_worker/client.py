@@ -186,8 +186,8 @@ def reason(error: Exception, properties: Mapping[str, Any]) -> str:
 class TokenSource:
     """The application's token function, called in a thread of ours.
 
-    librdkafka would call it in its own, and wait for that thread when a client ends. A function that hangs holds up
-    nobody here, and it is not called again before it has returned.
+    librdkafka would call it in its own, and wait for that thread when a client ends. Here a function that hangs holds
+    up nobody, and it is not called again before it has returned.
     """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:

@@ -290,8 +290,7 @@ class Engine:
         (kept,) = self._park(
             [
                 parked_items.of_record(
-                    record, reason, retries=why["retry_count"], redrives=why["redrive_count"],
-                    cluster=self._settings.cluster,
+                    record, reason, retries=why["retry_count"], redrives=why["redrive_count"]
                 )
             ]
         )  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import importlib.resources
 import logging
 import os
@@ -39,6 +40,9 @@ UNBOUNDED = 2**40
 CLAIM_BYTES = 8 * 1024 * 1024
 """Of messages that one claim may bring. As many as may be held would keep Redis, and then the event loop, from all else
 for a third of a second, and be in memory twice."""
+
+FORGOTTEN_S = 86_400
+"""For how long it is known which worker has read a message that may have killed it; as long as deaths are counted."""
 
 
 @functools.cache
@@ -105,6 +109,7 @@ class Lease:
         self.leases, self.clock, self.deaths, self.poison, self.gate = (
             prefix + name for name in (names.LEASES, names.LEASE_CLOCK, names.DEATHS, names.POISON, names.GATE)
         )
+        self.apart = prefix + names.POISON_APART
         self.held_key = prefix + names.HELD + self.owner
         self.held: dict[str, int] = {}
         """Delivery tag -> size of what this process works on or is about to."""
@@ -344,26 +349,51 @@ class Lease:
     def park_poison(self) -> None:
         """Move what killed too many workers to the parking store. Interrupted, it is done again and changes nothing.
 
+        A message is parked as its records, or whole where reading it killed a worker again.
+
         What finds no room there stays on its way.
 
         Raises:
             redis.exceptions.RedisError: what is left is still on its way.
         """
         while (entry := self.redis.lindex(self.poison, 0)) is not None:
-            queue, _, envelope = entry.decode(errors="surrogateescape").partition("\n")
-            died = f"{self._max_deaths} workers died while they held it"
-            items = parked_items.of_raw(
-                queue, envelope, Reason(kind="poison", error_class="WorkerLost", error_message=died)
-            )
+            digest = hashlib.sha256(entry).hexdigest()
+            items = self._items_of(entry, digest)
+            if items is None:
+                return
             try:
                 kept = self.parking.park_all(items)
             except ParkingFullError:  # the store has said so
                 return
             self.redis.lrem(self.poison, 1, entry)
+            self.redis.hdel(self.apart, digest)
             self.parked(items, kept)
+
+    def _items_of(self, entry: bytes, digest: str) -> list[Parked] | None:
+        """What a poisonous message is parked as; None while another worker finds out.
+
+        What killed workers may kill this one when it is read. So a worker that reads it leaves its name beside it, and
+        takes that away when it has survived; where the name of a dead worker is, the message is not read again.
+        """
+        queue, _, envelope = entry.decode(errors="surrogateescape").partition("\n")
+        died = f"{self._max_deaths} workers died while they held it"
+        why = Reason(kind="poison", error_class="WorkerLost", error_message=died)
+        if not self.redis.hsetnx(self.apart, digest, self.owner):
+            reader = self.redis.hget(self.apart, digest)
+            if reader is None or (reader.decode() != self.owner and self.redis.zscore(self.leases, reader) is not None):
+                return None
+            if reader.decode() != self.owner:
+                return parked_items.of_raw(queue, envelope, why, apart=False)
+        self.redis.expire(self.apart, FORGOTTEN_S)
+        items = parked_items.of_raw(queue, envelope, why)
+        self.redis.hdel(self.apart, digest)
+        return items
 
     def parked(self, items: Sequence[Parked], kept: Sequence[str]) -> None:
         """Count and log what never reached a task and was parked, under these ids."""
         for item, item_id in zip(items, kept, strict=True):
-            self.on_parked(item.topic or "")
             log.error("message.parked kind=%s topic=%s parked_id=%s", item.kind, item.topic, item_id)
+            try:
+                self.on_parked(item.topic or "")
+            except Exception as error:  # say, no thread for the counters; what is parked is parked
+                log.error("record.not_told message_id=%s error=%s", item.message_id, type(error).__name__)

@@ -125,7 +125,6 @@ def of_record(
     retries: int = 0,
     redrives: int = 0,
     asked: dict[str, Any] | None = None,
-    cluster: str | None = None,
 ) -> Parked:
     """The item of one record."""
     return Parked(
@@ -138,7 +137,7 @@ def of_record(
         redrive_count=redrives,
         topic=record.topic,
         content="record",
-        data=record.to_wire(settings.current().cluster if cluster is None else cluster),
+        data=record.to_wire(settings.current().cluster),
         asked=asked or None,
         **fingerprint(record.value_bytes),
     )
@@ -168,7 +167,7 @@ def of_message(
     return _of_message(call, _printable(headers.get("id") or other or uuid7()), data, why)
 
 
-def of_raw(queue: str, raw: str, why: Reason) -> list[Parked]:
+def of_raw(queue: str, raw: str, why: Reason, apart: bool = True) -> list[Parked]:
     """The items of a message that no worker shall decode as Celery would, since it killed some.
 
     It is read as plain JSON and base64. What cannot be read so, or fails on the way, or is too long, is kept whole.
@@ -177,9 +176,10 @@ def of_raw(queue: str, raw: str, why: Reason) -> list[Parked]:
         queue: where it came from.
         raw: its envelope; bytes that are no UTF-8 as Python's surrogate escapes.
         why: the reason.
+        apart: whether it may be read at all.
     """
     data = {"queue": queue, "raw": raw}
-    call = _read(_call_in_raw, raw) if len(raw) <= SPLIT_BYTES else None
+    call = _read(_call_in_raw, raw) if apart and len(raw) <= SPLIT_BYTES else None
     return _of_message(call, _id_in(raw), data, why)
 
 
@@ -252,7 +252,7 @@ def _records_of(call: Call, why: Reason) -> list[Parked]:
     """The items of the records that a call is about; none where it is kept as it is."""
     if call.task == SEND_MANY:
         return _members_of(call, why)
-    if call.task not in (SEND, DEAD_LETTER) or not call.args or not isinstance(call.args[0], list):
+    if call.task not in (SEND, DEAD_LETTER):
         return []
     if call.task == DEAD_LETTER and call.asked.keys() & {*EMBEDDED}:
         return []  # they wait for the dead letter, and the record would be redriven as a send
@@ -308,8 +308,6 @@ def _call_in(headers: Mapping[str, Any], content_type: Any, body: bytes) -> Call
     if task not in OURS or not isinstance(task_id, str) or content_type != "application/json":
         return None
     args, kwargs, embed = loads(body)
-    if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(embed or {}, dict):
-        return None
     return Call(
         task=task,
         id=task_id,

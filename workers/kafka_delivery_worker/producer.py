@@ -161,7 +161,7 @@ class Producer:
         on_error: called with the code of each error of the client itself or of its brokers.
         on_failure: called with topic and code of each record that is reported as failed.
         on_client: called by the thread that makes clients, with "" as soon as there is one, and with the reason after
-            each try that failed.
+            each try that failed. Where that thread cannot be started, the thread that needs a client calls it.
         **properties: librdkafka properties that differ from them.
     """
 
@@ -206,7 +206,7 @@ class Producer:
         """For room in the client's buffer."""
 
     def start(self) -> None:
-        """Let a thread make the client, unless there is one. It tries until it has one; this does not wait for it."""
+        """Let a thread make the client, unless there is one. The thread tries until it has one; this does not wait."""
         with self._changed:
             if self._made is not None or self._closing:
                 return
@@ -237,8 +237,8 @@ class Producer:
             what: tells its reports apart; a function made for each record would cost more than the call.
 
         Raises:
-            NoClientError: there is no client. Who polls by itself is told so at once; all others wait for one, for up
-                to `FIRST_CLIENT_S` seconds.
+            NoClientError: there is no client. A caller that polls by itself gets this at once; other threads wait up
+                to `FIRST_CLIENT_S` seconds for a client first.
         """
         pending = _Pending(self, outgoing, on_report, what)
         self._pending.add(pending)
@@ -314,9 +314,8 @@ class Producer:
 
     def give_back(self) -> None:
         """Take no more records, and report those in flight as purged. For those Kafka has already, that is unknown."""
-        with self._changed:
+        with self._changed:  # no client is installed any more
             self._closing = True
-            self._changed.notify_all()
         for connection in self._connections():
             self._serve(connection, connection.client.purge)
         self._drop_waiting()
@@ -444,7 +443,7 @@ class Producer:
             self._finish(pending, Report(KafkaError(unsent)))
 
     def _drop_waiting(self) -> None:
-        """Report the records that wait for a client as not sent."""
+        """Report the records that wait for a client as not sent, and let all threads look that wait for one."""
         with self._changed:
             waiting, self._waiting = self._waiting, []
             self._changed.notify_all()
@@ -689,7 +688,12 @@ class Producer:
         return True
 
     def _on_error(self, error: KafkaError, alone: bool) -> None:
-        """Note an error of a client or its brokers; `alone` if it takes no more records: others may be well."""
+        """Note an error of a client or its brokers.
+
+        Args:
+            error: what happened.
+            alone: the client takes no more records, so its error says nothing of the one that does.
+        """
         now = monotonic()
         if not alone:
             self._last_error = (now, error)

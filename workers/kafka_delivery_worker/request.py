@@ -25,6 +25,7 @@ from kafka_delivery.names import DEFERRED_EVENT, PROBE, REDRIVES, REVIVED
 
 from . import breaker, engine
 from .giving_back import give_back
+from .parked_items import EMBEDDED, RELATIONS
 
 log = logging.getLogger("kafka_delivery.request")
 
@@ -143,15 +144,17 @@ class Request(CeleryRequest):
 
     def _as_call(self) -> SimpleNamespace:
         embed = self._payload[2] if isinstance(self._payload[2], dict) else {}
-        headers = {REDRIVES: self.request_dict.get(REDRIVES)}
-        own = {
-            "id": self.id,
-            "task": self.task.name,
-            "args": self.args,
-            "kwargs": self.kwargs,
-            "retries": self.request_dict.get("retries"),
-        }
-        return SimpleNamespace(**{**self.request_dict, **embed, **own, "headers": headers})
+        asked = {name: embed.get(name) for name in EMBEDDED}
+        asked |= {name: self.request_dict.get(name) for name in RELATIONS}
+        return SimpleNamespace(
+            id=self.id,
+            task=self.task.name,
+            args=self.args,
+            kwargs=self.kwargs,
+            retries=self.request_dict.get("retries"),
+            headers={REDRIVES: self.request_dict.get(REDRIVES)},
+            **asked,
+        )
 
     def info(self, safe: bool = False) -> Any:
         """What ``inspect active`` and its like show: always the representation, never the arguments."""

@@ -6,7 +6,9 @@ import pytest
 import redis
 
 from integration.leases.workers import CLAIMED, DEATHS, OTHER, QUEUE, SUSPECT, Worker, message, publish, queued
-from kafka_delivery import names
+from kafka_delivery import Record, app, names, send_many
+from kafka_delivery.publisher import envelope
+from kafka_delivery_worker import parked_items
 from kafka_delivery_worker.parking import ParkingStore
 from servers import AnyRedis
 
@@ -19,6 +21,16 @@ def killed(client: redis.Redis, *sent: bytes, times: int, queue: str = QUEUE) ->
             assert worker.claim(lists=(queue,)).status == CLAIMED, missing
         worker.dies()
         Worker(client).reaps(worker)
+
+
+def no_thread(topic: str) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def on_its_way(client: redis.Redis, wires: list[list[object]]) -> None:
+    """A batch that took too many workers down."""
+    made = envelope(app, send_many, QUEUE, "batch", [wires], "", "")
+    client.rpush(names.POISON, f"{QUEUE}\n{made}")
 
 
 class TestDeaths:
@@ -138,6 +150,51 @@ class TestDeaths:
         assert (parked.id, parked.kind, parked.content) == ("poison", "poison", "message")
         assert parked.data == {"queue": QUEUE, "raw": poison.decode()}
         assert client.llen(names.POISON) == 0
+
+    def test_poison_is_parked_as_its_records(self, client: redis.Redis) -> None:
+        wires = [Record("orders", "v", message_id=f"id-{n}").to_wire("default") for n in range(3)]
+        on_its_way(client, wires)
+        Worker(client).lease.park_poison()
+        parked = [(item.id, item.kind, item.content) for item in ParkingStore(client).list()]
+        assert sorted(parked) == [(f"id-{n}", "poison", "record") for n in range(3)]
+        assert client.exists(names.POISON, names.POISON_APART) == 0
+
+    def test_poison_that_kills_who_reads_it_is_not_read_again(
+        self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While the reader's lease lasts, it may be at it still."""
+
+        def killed_by(_: str) -> None:
+            raise SystemExit
+
+        on_its_way(client, [Record("orders", "v", message_id="id-1").to_wire("default")])
+        reader, survivor = Worker(client), Worker(client)
+        reader.lease.renew()
+        with monkeypatch.context() as reading:
+            reading.setattr(parked_items, "_call_in_raw", killed_by)
+            with pytest.raises(SystemExit):
+                reader.lease.park_poison()
+        survivor.lease.park_poison()
+        assert ParkingStore(client).count() == 0
+        assert 0 < client.ttl(names.POISON_APART) <= 86_400
+        reader.dies()
+        survivor.reaps(reader)
+        survivor.lease.park_poison()
+        (parked,) = ParkingStore(client).list()
+        assert (parked.id, parked.content) == ("batch", "message")
+        assert client.exists(names.POISON, names.POISON_APART) == 0
+
+    def test_poison_for_which_there_was_no_room_is_read_again(self, client: redis.Redis) -> None:
+        """Who read it has survived, and says so."""
+        on_its_way(client, [Record("orders", "v", message_id="id-1").to_wire("default")])
+        full, other = Worker(client), Worker(client)
+        full.lease._parked_max_bytes = 1
+        full.lease.park_poison()
+        assert client.exists(names.POISON_APART) == 0
+        other.lease.on_parked = no_thread
+        other.lease.park_poison()
+        (parked,) = ParkingStore(client).list()
+        assert (parked.id, parked.content) == ("id-1", "record")
 
     def test_poison_that_is_no_text_is_parked_too(self, client: redis.Redis) -> None:
         raw = message("poison").replace(b"topic", b"\xff\xfe")

@@ -158,14 +158,14 @@ def _waiting(client: redis.Redis) -> set[str]:
 
 
 def _parked(stack: Stack, accepted: Iterable[Accepted]) -> dict[str, set[str]]:
-    members: dict[str, set[str]] = defaultdict(set)  # a batch may be parked as a whole, under its task id
+    members: dict[str, set[str]] = defaultdict(set)  # a batch that was kept whole lies under its task id
     for one in accepted:
         if one.kind == BATCH:
             members[one.task_id].add(one.id)
     parked: dict[str, set[str]] = defaultdict(set)
     for item in stack.parked():
-        task_id = item.id.removesuffix(TASK_ID_SUFFIX)
-        parked[item.kind] |= members.get(task_id, {task_id})
+        task_id = item.message_id.removesuffix(TASK_ID_SUFFIX)
+        parked[item.kind] |= {task_id} if item.content == "record" else members.get(task_id, {task_id})
     return dict(parked)
 
 

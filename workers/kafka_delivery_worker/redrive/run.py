@@ -182,7 +182,7 @@ class Redrive:
     def _send(self, letter: DeadLetter, record: Record) -> None:
         key = app.backend.get_key_for_task(record.id)
         app.backend.client.delete(key)  # of an earlier send: it would tell that one's outcome
-        places = of_record(record, NO_REASON, cluster=self._settings.cluster).places
+        places = of_record(record, NO_REASON).places
         (parked_at,) = self._store.parked_at([places])
         self._flying[record.id] = _Sent(letter, record.topic, key, places, parked_at, monotonic())
         headers = marked({REVIVED: True, REDRIVES: letter.redrive_count + 1})
@@ -201,9 +201,7 @@ class Redrive:
             error_code=letter.error_code,
             error_message=f"{letter.error_message}; sent again {letter.redrive_count} times, refused each time",
         )
-        item = of_record(
-            record, reason, retries=letter.retry_count, redrives=letter.redrive_count, cluster=self._settings.cluster
-        )
+        item = of_record(record, reason, retries=letter.retry_count, redrives=letter.redrive_count)
         try:
             self._store.park(item)
         except ParkingFullError as error:
