@@ -239,6 +239,27 @@ def test_a_record_that_the_client_does_not_take_is_not_kept(make: Callable[..., 
     assert taking.in_flight == 0
 
 
+def test_a_record_that_is_sent_again_meets_a_client_that_has_failed_too(
+    gate: Gate, make: Callable[..., Producer]
+) -> None:
+    """It happens in a poll, which must not raise."""
+    failing = make(polled=True)
+    failing.start()
+    failing.wait_for_client(30)
+    gate.shut = True
+    assert failing._made is not None
+    fatal_error(failing._made.client, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "a test")
+    reports: list[Report] = []
+    again = producer._Pending(failing, record(), reports.append, (), 1)
+    failing._pending.add(again)
+
+    failing._send_or_wait(again, KafkaError._PURGE_INFLIGHT)
+
+    wait_until(lambda: bool(reports), 30, "the report")
+    assert [report.error.code() for report in reports if report.error] == [KafkaError._PURGE_INFLIGHT]
+    assert failing.in_flight == 0
+
+
 def renew(one: Producer) -> Connection:
     """What the thread that makes clients does when their files have changed; the client before it."""
     before = one._made

@@ -213,7 +213,7 @@ class TestKept:
         headers = task.headers | {"eta": "9999-12-31T23:59:59-14:00"}
         queue.basic_publish(a_message(body, application_headers=headers), routing_key=QUEUE)
         item = wait_stored(system, message_id)
-        assert (item.kind, item.content, item.topic) == ("undecodable", "record", TOPIC)
+        assert (item.kind, item.content, item.topic) == ("invalid", "record", TOPIC)
         system.command("parked", "retry", message_id, "--yes")
         system.wait_for(TOPIC, {message_id})
 
@@ -222,8 +222,8 @@ class TestKept:
         [
             ("undecodable", send.name, b"{" + PAYLOAD.encode()),
             ("undecodable", send.name, b"\xff\xfe" + PAYLOAD.encode()),
-            ("undecodable", send.name, b""),
-            ("undecodable", None, PAYLOAD.encode()),
+            ("invalid", send.name, b""),
+            ("invalid", None, PAYLOAD.encode()),
             ("unknown-task", "kafka_delivery.later", b'[["secret-payload"], {}, {}]'),
         ],
     )

@@ -80,9 +80,10 @@ def test_in_the_life_of_a_worker_each_is_called(tmp_path: Path) -> None:
             {"headers": {"id": "2"}},
             {"headers": {"id": "3", "task": send.name, "eta": "never"}},
             {"headers": {"id": "4", "task": send.name, "eta": "9999-12-31T23:59:59-14:00"}},
+            {"headers": {"id": "5", "task": send.name, "compression": "unheard-of"}},
         ):
             system.redis.lpush(QUEUE, json.dumps(good | spoil))
-        system.wait_parked(6)
+        system.wait_parked(7)
         system.wait_empty()
         system.redis.hset(names.PARKED, "large", b"x" * SMALL["PARKED_MAX_BYTES"])  # there is no room for another
         system.redis.delete(names.PARKED_ROOM)

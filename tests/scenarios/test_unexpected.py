@@ -5,17 +5,20 @@ may quote a payload. If it cannot be parked, it stays in the queue.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kafka_delivery import Record, dead_letter, send, send_many
+from kafka_delivery import Record, dead_letter, send, send_many, settings
 from kafka_delivery.record import member_id
+from kafka_delivery.redis_client import RedisClient
+from kafka_delivery_worker import paused
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from servers import wait_until
-from stack import Stack, stack
+from stack import Stack, message_id, stack
 from watching import ALONE, emptied, other_worker, watched_events
 
 TOPIC = "unexpected"
@@ -58,6 +61,17 @@ FAULTY_AND_UNABLE_TO_PARK = (
     base.REQUEUE_PAUSE_S = 0.3
 """
 )
+
+FAULTY_PRODUCE = """
+    from kafka_delivery_worker import app, failures, producer
+
+    failures.REQUEUE_PAUSE_S = failures.LONGEST_PAUSE_S = 0.1
+
+    def broken(self, pending):
+        raise TypeError("secret-payload")
+
+    producer.Producer._hand_over = broken
+"""
 
 FAULTY_LANE = """
     from kafka_delivery_worker import app, lane
@@ -131,6 +145,29 @@ def test_one_process_alone_blames_no_record(system: Stack, tmp_path: Path) -> No
     system.wait_for(TOPIC, ids)
     system.wait_empty()
     assert system.parked() == []
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["sends", "a batch"])
+def test_a_client_that_raises_is_not_charged_to_a_record(system: Stack, tmp_path: Path, batch: bool) -> None:
+    """Say, one that a tracer has wrapped. Nothing was handed over, so nothing is unknown."""
+    broken = other_worker(system, tmp_path, FAULTY_PRODUCE)
+    ids = [f"m{n}" for n in range(20)]
+    records = [{"topic": TOPIC, "value": PAYLOAD, "message_id": name} for name in ids]
+    if batch:
+        for record in records:
+            send_many.delay([record])
+    else:
+        send.bulk(records)
+    wait_until(lambda: bool(paused.read(RedisClient(settings.current()))), 60, "the process to say that it pauses")
+    (told,) = json.loads(system.command("status", "--json").stdout)["paused"]
+    assert told["why"].startswith("TypeError in broken")
+    assert (system.parked(), system.ids(TOPIC)) == ([], [])
+    system.worker(*ALONE)
+    arrived = system.wait_for(TOPIC, set(ids))
+    system.wait_empty()
+    assert sorted(message_id(record) for record in arrived) == sorted(ids), "a record was sent twice"
+    assert system.parked() == []
+    assert PAYLOAD not in broken.log
 
 
 def test_what_cannot_be_parked_stays_in_the_queue(system: Stack, tmp_path: Path) -> None:

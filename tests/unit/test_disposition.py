@@ -123,8 +123,9 @@ class TestThisProcesss:
     def test_a_message_is_blamed_once_several_processes_failed_at_it(self, asker: Asker) -> None:
         assert move(BUG, asker=asker, processes=BLAMED_AFTER) is Move.PARK
 
-    def test_it_takes_more_than_one_process(self) -> None:
-        assert BLAMED_AFTER > 1
+    def test_several_are_three(self) -> None:
+        """As the docs say. One or two may share a broken host."""
+        assert BLAMED_AFTER == 3
 
     def test_a_member_is_sent_again_by_itself(self) -> None:
         assert move(CLIENTS, asker=Asker.MEMBER) is Move.DEFER

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -240,3 +242,47 @@ class TestPool:
         for callback in hub._pop_ready():
             callback()
         assert calls == ["reject requeue=True False"]
+
+
+class TestWorkWithoutAThread:
+    """The executor queues work first, and starts a thread for it then. That may fail for want of threads."""
+
+    @pytest.fixture
+    def starved(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+        """A pool of two threads, one of which is there and busy until it is let go."""
+        made: Any = object.__new__(pool.TaskPool)
+        made.executor = ThreadPoolExecutor(2)
+        made.busy = Event()
+        made._does_debug = False
+        made.executor.submit(made.busy.wait)
+
+        def start(*_: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(Thread, "start", start)
+        yield made
+        made.busy.set()
+        made.executor.shutdown()
+
+    def test_is_given_up_and_never_done(self, starved: Any) -> None:
+        done: list[str] = []
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            starved.on_apply(
+                lambda: done.append("work"), (), {}, accept_callback=lambda *_: done.append("accepted"), callback=print
+            )
+        starved.busy.set()  # the thread comes to it now
+        starved.executor.shutdown()
+        assert done == []
+
+    def test_that_another_thread_has_begun_is_done_once(self, starved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It must not go back to its queue as well."""
+        begun, done = Event(), Event()
+
+        def begin_first(*_: Any) -> None:
+            starved.busy.set()
+            assert begun.wait(60)
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(Thread, "start", begin_first)
+        starved.on_apply(lambda: None, (), {}, accept_callback=lambda *_: begun.set(), callback=lambda _: done.set())
+        assert done.wait(60)

@@ -35,8 +35,8 @@ T = TypeVar("T")
 
 OURS = (SEND, SEND_MANY, DEAD_LETTER)
 
-AS_IT_LAY = ("undecodable", "unknown-task")
-"""Kinds of which a message is kept as it lay in the queue: a newer worker may read of it what this one cannot."""
+AS_IT_LAY = ("undecodable", "unknown-task", "invalid")
+"""Kinds of which a message is kept as it lay in the queue: it is what a person, or a newer worker, has to look at."""
 
 SPLIT_BYTES = 4 * 1024 * 1024
 """Of a message that killed workers. A longer one is kept whole: its size may be what kills."""
