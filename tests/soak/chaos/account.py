@@ -13,10 +13,11 @@ import redis
 from rich.table import Table
 
 from kafka_delivery.dead_letters import TASK_ID_SUFFIX
+from kafka_delivery.names import QUEUE
 from servers import read_all
 from stack import Stack, leftovers, message_id
 
-from .application import MISSING, TOPIC
+from .application import BATCH, DEAD_LETTERED, DELIVERED, IS_PARKED, MISSING, TOPIC, digest
 from .trail import task_id_of
 
 DEAD_LETTER_TOPICS = (f"{TOPIC}-dlq", f"{MISSING}-dlq")
@@ -33,21 +34,45 @@ class Accepted:
     task_id: str
     at: float
     tries: int
+    due: str = DELIVERED
+    """What has to become of it. Nothing that happens around it changes that."""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A record that was charged with what it did not do, or that arrived otherwise than it was sent."""
+
+    id: str
+    what: str
+    task_id: str
+    kind: str
 
 
 @dataclass
 class Account:
+    """What became of everything.
+
+    Attributes:
+        parked: kind of parking -> message ids.
+        waiting: task ids of messages that are still in Redis: late for ever, perhaps, but not lost.
+        digests: message id -> what its records in the topic were like.
+    """
+
     accepted: dict[str, Accepted]
     errors: dict[str, int]
     not_accepted: int
     delivered: Counter[str]
     dead: Counter[str]
     parked: dict[str, set[str]]
-    """Kind of parking -> message ids."""
     waiting: set[str]
-    """Task ids of messages that are still in Redis: late for ever, perhaps, but not lost."""
+    digests: dict[str, set[str]] = field(default_factory=dict)
     rows: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     lost: list[Accepted] = field(default_factory=list)
+    wrongly_dead: list[Wrong] = field(default_factory=list)
+    wrongly_parked: list[Wrong] = field(default_factory=list)
+    changed: list[Wrong] = field(default_factory=list)
+    compared: int = 0
 
     def __post_init__(self) -> None:
         parked = set().union(*self.parked.values())
@@ -61,13 +86,40 @@ class Account:
             if not any(places.values()):
                 row["lost"] += 1
                 self.lost.append(one)
+        self.wrongly_dead = [self._wrong(one, "dead letter") for one in self.dead if self._is_wrong(one, DEAD_LETTERED)]
+        self.wrongly_parked = [
+            self._wrong(one, f"parked as {kind}")
+            for kind, ids in self.parked.items()
+            for one in sorted(ids)
+            if self._is_wrong(one, IS_PARKED)
+        ]
+        for each, found in self.digests.items():
+            sent = self.accepted.get(each)
+            if sent is not None and sent.digest:
+                self.compared += 1
+                if found != {sent.digest}:
+                    self.changed.append(self._wrong(each, "arrived changed"))
+        for column, wrong in {"wrongly dead": self.wrongly_dead, "wrongly parked": self.wrongly_parked}.items():
+            for charged in wrong:
+                self.rows[charged.kind][column] += 1
+
+    def _is_wrong(self, message_id: str, place: str) -> bool:
+        """Whether it is nothing that the load has put in such a place on purpose; what was never accepted is none."""
+        return message_id not in self.accepted or self.accepted[message_id].due != place
+
+    def _wrong(self, message_id: str, what: str) -> Wrong:
+        one = self.accepted.get(message_id)
+        return Wrong(message_id, what, one.task_id if one else message_id, one.kind if one else "never accepted")
 
     @property
     def totals(self) -> Counter[str]:
         return sum(self.rows.values(), Counter())
 
     def table(self) -> Table:
-        columns = ("accepted", "delivered", "dead-lettered", "parked", "left", "twice", "lost")
+        columns = (
+            "accepted", "delivered", "dead-lettered", "wrongly dead", "parked", "wrongly parked",
+            "left", "twice", "lost",
+        )  # fmt: skip
         table = Table("kind of send", *columns, title="account")
         for kind, row in [*sorted(self.rows.items()), ("all", self.totals)]:
             table.add_row(kind, *(str(row[column]) for column in columns))
@@ -84,6 +136,10 @@ def take(stack: Stack, report: Path) -> Account:
     """Read all topics and the parking store, by an independent consumer, and compare."""
     accepted, last = read_report(report)
     read = read_all(stack.kafka.bootstrap_servers, (TOPIC, *DEAD_LETTER_TOPICS), timeout=READ_S)
+    digests: dict[str, set[str]] = defaultdict(set)
+    for record in read:
+        if record.topic == TOPIC:
+            digests[message_id(record)].add(digest(record.key, record.value, record.headers[1:]))  # behind the id
     return Account(
         accepted=accepted,
         errors=last["errors"],
@@ -92,6 +148,7 @@ def take(stack: Stack, report: Path) -> Account:
         dead=Counter(message_id(record) for record in read if record.topic != TOPIC),
         parked=_parked(stack, accepted.values()),
         waiting=_waiting(stack.redis),
+        digests=digests,
     )
 
 
@@ -103,7 +160,8 @@ def _waiting(client: redis.Redis) -> set[str]:
 def _parked(stack: Stack, accepted: Iterable[Accepted]) -> dict[str, set[str]]:
     members: dict[str, set[str]] = defaultdict(set)  # a batch that was kept whole lies under its task id
     for one in accepted:
-        members[one.task_id].add(one.id)
+        if one.kind == BATCH:
+            members[one.task_id].add(one.id)
     parked: dict[str, set[str]] = defaultdict(set)
     for item in stack.parked():
         task_id = item.message_id.removesuffix(TASK_ID_SUFFIX)
@@ -120,6 +178,12 @@ def _messages(client: redis.Redis, key: str) -> Iterable[bytes]:
     kind: Any = client.type(key)
     found: Iterable[bytes] = read[kind]()
     return found
+
+
+def nested(client: redis.Redis, count: int) -> int:
+    """Of the newest `count` messages in the queue, those into whose headers another tool has nested its own."""
+    headers = [json.loads(message)["headers"] for message in client.lrange(QUEUE, 0, count - 1)]
+    return sum(isinstance(each.get("headers"), dict) for each in headers)
 
 
 def consuming(client: redis.Redis) -> int:

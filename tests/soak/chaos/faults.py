@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import redis
 
+from certificates import Authority, put
 from servers import RealKafka, RealRedis, wait_until
 
 from . import plan
@@ -21,13 +23,50 @@ from .processes import ApplicationProcess, Slot, Supervisor
 
 BURST = 1_000
 UNDO_S = 60
+WITHOUT_CLIENT_S = 20
+"""Longest wait for workers that have started to find that they can make no client. Redis may be away meanwhile."""
+
+UNCHANGED = ("maxclients", "maxmemory", "min-replicas-to-write")
 QUEUE = "kafka-delivery"
+
+
+class Files:
+    """The files that a worker's client is made of: a certificate and its key, which can be taken away and renewed."""
+
+    def __init__(self, directory: Path, authority: Authority) -> None:
+        self._authority = authority
+        self._certificate, self._key = directory / "client.crt", directory / "client.key"
+        self.renew()
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What they are to librdkafka."""
+        return {
+            "security.protocol": "ssl",
+            "ssl.ca.location": str(self._authority.path),
+            "ssl.certificate.location": str(self._certificate),
+            "ssl.key.location": str(self._key),
+        }
+
+    def renew(self, between: Callable[[], Any] = lambda: None) -> None:
+        """Put another pair there, one half after the other."""
+        certificate, key = self._authority.pair("worker")
+        put(self._certificate, certificate)
+        try:
+            between()
+        finally:
+            put(self._key, key)
+
+    def lose(self) -> None:
+        """Take the key away."""
+        self._key.unlink()
 
 
 class Faults:
     """The faults on one system.
 
     Args:
+        files: of the workers' clients.
         over: no new faults from then on.
         abort: cut short what is under way, too.
         say: told what happens to whom: the kind and the target.
@@ -39,14 +78,17 @@ class Faults:
         server: RealRedis,
         supervisor: Supervisor,
         application: ApplicationProcess,
+        files: Files,
         over: threading.Event,
         abort: threading.Event,
         say: Callable[[str, str], None],
     ) -> None:
         self._kafka, self._server, self._slots, self._application = kafka, server, supervisor.slots, application
+        self._files = files
         self._over, self._abort = over, abort
         self._say = say
         self._control = redis.Redis.from_url(server.url, socket_timeout=10)
+        self._before = {name: self._config(name) for name in UNCHANGED}
         self.failure: BaseException | None = None
         self._do: dict[str, Callable[[Fault], None]] = {
             plan.KILL: self._kill,
@@ -58,7 +100,10 @@ class Faults:
             plan.MAXCLIENTS: self._maxclients,
             plan.MAXMEMORY: self._maxmemory,
             plan.READONLY: self._readonly,
+            plan.NOREPLICAS: self._noreplicas,
             plan.KAFKA_KILL: self._kafka_kill,
+            plan.NO_KEY: self._no_key,
+            plan.RENEWAL: self._renewal,
         }
 
     def run(self, faults: Iterator[Fault]) -> None:
@@ -103,6 +148,33 @@ class Faults:
             for slot in self._slots:
                 slot.send(signal.SIGCONT)
 
+    # -- what a client is made of
+    def _no_key(self, fault: Fault) -> None:
+        """The key is away, and all workers are restarted in an orderly way, as for a release: none has a client.
+
+        They are not killed: what several workers died with is claimed alone, which slows down everything.
+        """
+        self._say(fault.kind, f"for {fault.hold:.1f} s, and all workers start anew")
+        self._files.lose()
+        try:
+            before = {slot.worker.pid for slot in self._slots}
+            for slot in self._slots:
+                slot.end(signal.SIGTERM, fault.kind)
+            with contextlib.suppress(TimeoutError):
+                wait_until(lambda: self._abort.is_set() or self._without_client(before), WITHOUT_CLIENT_S, "")
+            self._abort.wait(fault.hold)
+        finally:
+            self._files.renew()
+
+    def _without_client(self, before: set[int]) -> bool:
+        """Whether each worker is a new one, and has tried in vain to make a client."""
+        return all(slot.worker.pid not in before and "producer.no_client" in slot.worker.log for slot in self._slots)
+
+    def _renewal(self, fault: Fault) -> None:
+        """Another pair, whose second half comes later; workers look at the files every ten seconds."""
+        self._say(fault.kind, f"its key comes {fault.hold:.1f} s later")
+        self._files.renew(lambda: self._abort.wait(fault.hold))
+
     # -- Redis
     def _client_kill(self, fault: Fault) -> None:
         killed = self._control.client_kill_filter(_type="normal", skipme=True)
@@ -143,6 +215,16 @@ class Faults:
 
     def _config(self, name: str) -> str:
         return str(self._control.config_get(name)[name])
+
+    def _noreplicas(self, fault: Fault) -> None:
+        """It wants a replica, and has none."""
+        self._configured(fault, "min-replicas-to-write", 1, self._config("min-replicas-to-write"))
+
+    def check_undone(self) -> None:
+        """Raise RuntimeError unless Redis is as it was: a fault that goes on would be taken for the product's."""
+        now = {name: self._config(name) for name in UNCHANGED}
+        if now != self._before or self._control.info("replication")["role"] != "master":
+            raise RuntimeError(f"a fault was not undone: {now} instead of {self._before}")
 
     def _readonly(self, fault: Fault) -> None:
         """A replica of a master that does not exist refuses writes and keeps its data."""

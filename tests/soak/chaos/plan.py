@@ -9,6 +9,8 @@ from dataclasses import dataclass
 KILL, FREEZE, TERMINATE = "SIGKILL", "SIGSTOP past the lease", "SIGTERM under backlog"
 CLIENT_KILL, REDIS_KILL, REDIS_HUNG = "CLIENT KILL", "Redis SIGKILL", "Redis hung"
 MAXCLIENTS, MAXMEMORY, READONLY, KAFKA_KILL = "maxclients", "maxmemory", "READONLY", "Kafka SIGKILL"
+NOREPLICAS = "NOREPLICAS"
+NO_KEY, RENEWAL = "no client can be made", "certificate renewed"
 
 LEASE_S = 5.0
 
@@ -35,14 +37,22 @@ SERVER_FAULTS = {
     MAXCLIENTS: Kind(2, (2, 5)),
     MAXMEMORY: Kind(2, (2, 5)),
     READONLY: Kind(2, (1, 4)),
+    NOREPLICAS: Kind(2, (1, 4)),
     KAFKA_KILL: Kind(2, (0, 5)),
 }
 """They hit Redis or Kafka."""
 
-ALL = (*WORKER_FAULTS, *SERVER_FAULTS)
+CLIENT_FAULTS = {
+    NO_KEY: Kind(1, (1, 5)),
+    RENEWAL: Kind(1, (0, 2)),
+}
+"""They hit what a worker's Kafka client is made of: the files with its key and its certificate."""
+
+ALL = (*WORKER_FAULTS, *SERVER_FAULTS, *CLIENT_FAULTS)
 
 WORKERS_PAUSE = (1.5, 4.5)
 SERVERS_PAUSE = (0.5, 2.5)
+CLIENTS_PAUSE = (6, 14)
 """Seconds between two faults of a lane in a run of a minute, in which every kind has to have its turn."""
 
 LONG_RUN_S = 180
@@ -80,5 +90,9 @@ class Lane:
             yield Fault(pause, name, dice.randrange(workers), dice.uniform(*self.kinds[name].hold))
 
 
-LANES = (Lane("workers", WORKER_FAULTS, WORKERS_PAUSE), Lane("servers", SERVER_FAULTS, SERVERS_PAUSE))
-"""Those of the servers come beside those of the workers, so that both may be hit at once."""
+LANES = (
+    Lane("workers", WORKER_FAULTS, WORKERS_PAUSE),
+    Lane("servers", SERVER_FAULTS, SERVERS_PAUSE),
+    Lane("clients", CLIENT_FAULTS, CLIENTS_PAUSE),
+)
+"""They come beside each other, so that all may be hit at once."""

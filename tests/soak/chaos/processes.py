@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kafka_delivery_worker.embedded import OrphanGuard
-from soak.chaos import application
+from soak.chaos import application, tracers
 from stack import Stack, Worker
 
 GRACE_S = 30
@@ -77,11 +80,23 @@ def _last_words(log: str) -> str:
     return found + error.partition("\n[")[0][-1500:] if found else log[-1000:]
 
 
-class Supervisor:
-    """Keeps worker processes alive, as systemd or Kubernetes would."""
+TESTS = Path(__file__).parents[2]
 
-    def __init__(self, stack: Stack, workers: int, on_exit: Callable[[Exit], None]) -> None:
+
+class Supervisor:
+    """Keeps worker processes alive, as systemd or Kubernetes would. By turns their clients are wrapped by tracers.
+
+    Args:
+        directory: where it puts the modules that the workers load.
+    """
+
+    def __init__(self, stack: Stack, workers: int, directory: Path, on_exit: Callable[[Exit], None]) -> None:
         self._stack = stack
+        self._directory = directory
+        for number, code in enumerate(tracers.MODULES.values()):
+            (directory / f"worker_{number}.py").write_text(code)
+        self._turns = itertools.cycle(tracers.ORDER)
+        self._kinds: dict[Worker, str] = {}
         self._on_exit = on_exit
         self.exits: list[Exit] = []
         self.slots = [Slot(number, self._start) for number in range(workers)]
@@ -90,7 +105,34 @@ class Supervisor:
         self._thread.start()
 
     def _start(self, number: int) -> Worker:
-        return self._stack.worker("-n", f"chaos{number}@%h", "--loglevel=WARNING", ready=False)
+        kind = next(self._turns)
+        module = f"worker_{list(tracers.MODULES).index(kind)}"
+        env = self._stack.env() | tracers.QUIET
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(self._directory), str(TESTS), env.get("PYTHONPATH"))))
+        worker = Worker(env, ("-n", f"chaos{number}@%h", "--loglevel=WARNING"), module)
+        self._stack.workers.append(worker)
+        self._kinds[worker] = kind
+        return worker
+
+    @property
+    def wrapped(self) -> Counter[str]:
+        """Worker processes whose client was wrapped, by the tracer."""
+        return Counter(kind for worker, kind in self._kinds.items() if tracers.is_wrapped(kind, worker.log))
+
+    @property
+    def without_client(self) -> int:
+        """Worker processes that could make no client for a while."""
+        return sum("producer.no_client" in worker.log for worker in self._kinds)
+
+    @property
+    def renewed(self) -> int:
+        """Clients that were renewed in a process that went on."""
+        return sum(worker.log.count("producer.renewed") for worker in self._kinds)
+
+    @property
+    def not_concluded(self) -> int:
+        """Sends that went back because Redis refused what was to follow them."""
+        return sum(worker.log.count("task.not_concluded") for worker in self._kinds)
 
     def _run(self) -> None:
         while not self._stop.wait(0.05):
@@ -139,7 +181,7 @@ class ApplicationProcess:
         options = ["--rate", str(rate), "--seed", str(seed), "--report", str(self.report)]
         self._process = subprocess.Popen(
             [sys.executable, "-P", application.__file__, *options],
-            env=stack.env(),
+            env=stack.env() | {"PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))},
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,

@@ -2,12 +2,14 @@
 
 Real Apache Kafka and real Redis, worker processes under a supervisor, faults drawn from a seed. When the faults are
 over and everything has drained, an independent consumer reads all topics, and the account is made by message id:
-accepted = delivered + dead-lettered + parked.
+accepted = delivered + dead-lettered + parked. Only what the load has sent to topics that do not exist may be a dead
+letter or parked: whatever else happens, happens around a record and is not charged to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -27,17 +29,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from servers import RealKafka, RealRedis, wait_until
+from certificates import Authority
+from servers import RealKafka, RealRedis, SecureKafka, wait_until
 from stack import Stack, leftovers
 
 from . import account, plan
 from .account import Account
 from .application import TOPIC
-from .faults import Faults
+from .faults import Faults, Files
 from .processes import ApplicationProcess, Exit, Supervisor
 from .trail import trails
 
 START_S = 60
+LOOKED_AT = 20
+"""Messages in the queue, twice a second."""
 LATE_S = 60
 DRAIN_S = 150
 BAR_S = 1
@@ -45,9 +50,10 @@ STATUS_S = 10
 LONG_S, MIN_KILLS = 1_200, 40
 """In a run of so many seconds, so many workers have to be killed for it to prove something."""
 
-SHOWN_LOST = 10
+SHOWN = 10
+"""Of what is lost, and of what is wrong."""
 NEAR_S = 10
-"""Faults this close to what was last seen of a lost message are named with it."""
+"""Faults this close to what was last seen of such a message are named with it."""
 
 REDIS = {
     "appendfsync": "always",  # what Redis has confirmed survives its SIGKILL, so that nothing lost is Redis's loss
@@ -102,6 +108,11 @@ class Outcome:
     idle_workers: int
     trails: dict[str, list[tuple[int, str]]]
     began: float
+    wrapped: Counter[str] = field(default_factory=Counter)
+    without_client: int = 0
+    nested: int = 0
+    not_concluded: int = 0
+    renewed: int = 0
 
     @property
     def lost(self) -> int:
@@ -121,6 +132,9 @@ class Outcome:
             return [] if self.lost else ["nothing was lost: the harness would not notice a loss"]
         found = {
             f"{self.lost} accepted records are nowhere": self.lost,
+            f"{len(self.account.wrongly_parked)} records are parked wrongly": self.account.wrongly_parked,
+            f"{len(self.account.wrongly_dead)} records are dead letters wrongly": self.account.wrongly_dead,
+            f"{len(self.account.changed)} records arrived changed": self.account.changed,
             f"left in Redis: {_listed(self.left)}": self.left,
             f"{self.account.not_accepted} sends were never accepted": self.account.not_accepted,
             f"{self.idle_workers} workers stopped consuming": self.idle_workers,
@@ -185,6 +199,8 @@ class System:
     stack: Stack
     supervisor: Supervisor
     application: ApplicationProcess
+    files: Files
+    nested: int = 0
     faults: list[tuple[float, str, str]] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
     abort: threading.Event = field(default_factory=threading.Event)
@@ -197,13 +213,16 @@ class System:
 
     def chaos(self) -> None:
         """Let the faults come: for the time of the run, and until each kind has come once."""
-        faults = Faults(self.kafka, self.redis, self.supervisor, self.application, self.over, self.abort, self._fault)
+        faults = Faults(
+            self.kafka, self.redis, self.supervisor, self.application, self.files, self.over, self.abort, self._fault
+        )
         lanes = [threading.Thread(target=faults.run, args=(self._drawn(lane),), name=lane.name) for lane in plan.LANES]
         end = time.monotonic() + self.options.seconds
         for lane in lanes:
             lane.start()
         try:
             while not self._enough(end) and not self.over.wait(0.5):
+                self._look_for_nested()
                 self.reporter.counts("chaos", self.options.seconds - end + time.monotonic(), self._counts)
         except BaseException:
             self.abort.set()
@@ -214,6 +233,11 @@ class System:
                 lane.join()
         if faults.failure is not None:
             raise faults.failure
+        faults.check_undone()
+
+    def _look_for_nested(self) -> None:
+        with contextlib.suppress(redis.RedisError):  # it is away
+            self.nested += account.nested(self.stack.redis, LOOKED_AT)
 
     def _drawn(self, lane: plan.Lane) -> Iterator[plan.Fault]:
         return lane.draw(self.options.seed, self.options.workers, self.options.seconds)
@@ -261,16 +285,19 @@ class System:
 @contextmanager
 def system(options: Options, reporter: Reporter, directory: Path) -> Iterator[System]:
     """Start everything; end everything."""
-    with RealKafka(directory / "kafka") as kafka, RealRedis(directory / "redis", options=REDIS) as server:
+    authority = Authority(directory / "authority")
+    with SecureKafka(directory / "kafka", authority) as kafka, RealRedis(directory / "redis", options=REDIS) as server:
         for topic in (TOPIC, *account.DEAD_LETTER_TOPICS):
             kafka.create_topic(topic)
-        stack = Stack(server.url, kafka, SETTINGS | (STOCK if options.stock else LEASED))
+        files = Files(directory, authority)
+        secured = {"BOOTSTRAP_SERVERS": kafka.tls_servers, "PRODUCER": json.dumps(files.properties)}
+        stack = Stack(server.url, kafka, SETTINGS | secured | (STOCK if options.stock else LEASED))
         supervisor: Supervisor | None = None
         application: ApplicationProcess | None = None
         try:
-            supervisor = Supervisor(stack, options.workers, lambda exit_: _say_exit(reporter, exit_))
+            supervisor = Supervisor(stack, options.workers, directory, lambda exit_: _say_exit(reporter, exit_))
             application = ApplicationProcess(stack, options.rate, options.seed, directory)
-            yield System(options, reporter, directory, kafka, server, stack, supervisor, application)
+            yield System(options, reporter, directory, kafka, server, stack, supervisor, application, files)
         finally:
             if supervisor is not None:
                 supervisor.close()
@@ -298,17 +325,24 @@ def run(options: Options, reporter: Reporter, directory: Path) -> Outcome:
         left = leftovers(running.stack.redis)
         found = account.take(running.stack, running.application.report)
         took = time.time() - reporter.began
-        lost = {one.task_id for one in found.lost[:SHOWN_LOST]}
-        seen = trails(directory / "redis", lost) if lost else {}
-        exits = running.supervisor.exits
-        return Outcome(options, took, drained, found, running.faults, exits, left, idle, seen, reporter.began)
+        shown = {one.task_id for one in found.lost[:SHOWN]} | {one.task_id for one in _wrong(found)}
+        seen = trails(directory / "redis", shown) if shown else {}
+        workers = running.supervisor
+        return Outcome(
+            options, took, drained, found, running.faults, workers.exits, left, idle, seen, reporter.began,
+            workers.wrapped, workers.without_client, running.nested, workers.not_concluded, workers.renewed,
+        )  # fmt: skip
+
+
+def _wrong(found: Account) -> list[account.Wrong]:
+    return [one for each in (found.wrongly_parked, found.wrongly_dead, found.changed) for one in each[:SHOWN]]
 
 
 # -- the output
 def summary(outcome: Outcome) -> Table:
     by_kind = Counter(kind for _, kind, _ in outcome.faults)
     exits = Counter(exit_.why or "BY ITSELF" for exit_ in outcome.exits if exit_.why != "end of the run")
-    stops = [exit_.took_s for exit_ in outcome.exits if exit_.why in (plan.TERMINATE, "end of the run")]
+    stops = [exit_.took_s for exit_ in outcome.exits if exit_.why in (plan.TERMINATE, plan.NO_KEY, "end of the run")]
     account_ = outcome.account
     parked = {kind: len(ids) for kind, ids in account_.parked.items()}
     totals = account_.totals
@@ -321,12 +355,20 @@ def summary(outcome: Outcome) -> Table:
         "faults": f"{len(outcome.faults)}: {_listed(by_kind)}",
         "worker restarts": f"{exits.total()}: {_listed(exits)}",
         "workers killed": outcome.kills,
+        "workers with a wrapped client": _listed(outcome.wrapped),
+        "workers without a client for a while": outcome.without_client,
+        "clients renewed while records flow": outcome.renewed,
+        "messages with nested headers, of those looked at": outcome.nested,
+        "sent again, since what follows was refused": outcome.not_concluded,
         "longest stop": f"{max(stops, default=0):.1f} s",
         "accepted": f"{totals['accepted']}; errors before: {_listed(account_.errors)}",
         "never accepted": account_.not_accepted,
         "delivered": totals["delivered"],
         "dead-lettered": totals["dead-lettered"],
+        "wrongly dead-lettered": len(account_.wrongly_dead),
         "parked": f"{totals['parked']}: {_listed(parked)}",
+        "wrongly parked": len(account_.wrongly_parked),
+        "arrived changed": f"{len(account_.changed)} of {account_.compared} that were compared",
         "duplicates": totals["twice"],
         "lost": outcome.lost,
         "drained after": "NOT" if outcome.drained_s is None else f"{outcome.drained_s:.1f} s",
@@ -342,23 +384,30 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{what!s} {count}" for what, count in counts.items())
 
 
-def lost_lines(outcome: Outcome) -> Iterator[str]:
-    """The first lost records, each with its way through Redis and the faults around its last step."""
-    for one in outcome.account.lost[:SHOWN_LOST]:
+def lines(outcome: Outcome) -> Iterator[str]:
+    """The first lost and wrong records, each with its way through Redis and the faults around its last step."""
+    for one in outcome.account.lost[:SHOWN]:
         yield f"lost {one.id} ({one.kind}), accepted at {one.at - outcome.began:.1f} s, attempt {one.tries}"
-        steps = outcome.trails.get(one.task_id, [])
-        for at, where in steps[-8:]:
-            yield f"    {at - outcome.began:7.0f} s  {where}"
-        last = steps[-1][0] if steps else one.at
-        for when, kind, target in outcome.faults:
-            if abs(when - last) <= NEAR_S:
-                yield f"    near: {when - outcome.began:.1f} s  {kind}: {target}"
+        yield from _trail(outcome, one.task_id, one.at)
+    for wrong in _wrong(outcome.account):
+        yield f"{wrong.what}: {wrong.id} ({wrong.kind})"
+        yield from _trail(outcome, wrong.task_id, outcome.began)
+
+
+def _trail(outcome: Outcome, task_id: str, at: float) -> Iterator[str]:
+    steps = outcome.trails.get(task_id, [])
+    for when, where in steps[-8:]:
+        yield f"    {when - outcome.began:7.0f} s  {where}"
+    last = steps[-1][0] if steps else at
+    for when_, kind, target in outcome.faults:
+        if abs(when_ - last) <= NEAR_S:
+            yield f"    near: {when_ - outcome.began:.1f} s  {kind}: {target}"
 
 
 def show(outcome: Outcome, console: Console) -> None:
     console.print(summary(outcome))
     console.print(outcome.account.table())
-    for line in lost_lines(outcome):
+    for line in lines(outcome):
         console.print(line, markup=False)
 
 
