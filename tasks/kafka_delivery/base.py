@@ -40,7 +40,7 @@ from .errors import (
     RetriableError,
     UnavailableError,
 )
-from .faults import QUEUE_FAULTS, is_publish_fault
+from .faults import QUEUE_FAULTS, is_publish_fault, said_by, text_of
 from .marks import count_of, mark_of, marked_again
 from .names import DEFERRALS, PROBE, REDRIVES
 from .publisher import is_plain, publish
@@ -221,8 +221,8 @@ class DeliveryTask(Task, Generic[T]):
             raise
         except QUEUE_FAULTS as error:
             if OutOfMemoryError in (type(error), type(error.__cause__)):
-                raise BacklogFullError(self.message_id_of(task_id), str(error)) from error
-            raise EnqueueError(self.message_id_of(task_id), f"{type(error).__name__}: {error}") from error
+                raise BacklogFullError(self.message_id_of(task_id), text_of(error)) from error
+            raise EnqueueError(self.message_id_of(task_id), said_by(error)) from error
         except AttributeError as error:
             if error.obj is not None:
                 raise
@@ -231,7 +231,7 @@ class DeliveryTask(Task, Generic[T]):
         except RuntimeError as error:  # Celery's, when it cannot subscribe to a wanted result
             if not isinstance(error.__cause__, QUEUE_FAULTS):
                 raise
-            raise EnqueueError(self.message_id_of(task_id), str(error)) from error
+            raise EnqueueError(self.message_id_of(task_id), text_of(error)) from error
 
     def enqueue_on_commit(self, records: list[Record], args: tuple[Any], task_id: str, using: str | None) -> None:
         """Call `apply_async` when Django's transaction on the database `using` is committed.
@@ -472,7 +472,7 @@ def pause_of(fault: Exception) -> float:
 def words_of(fault: Exception) -> str:
     """Return what may be said of `fault`. The text of an unplanned error may quote the payload that it choked on."""
     if isinstance(fault, (KafkaDeliveryError, Reject, *QUEUE_FAULTS)):
-        return f"{type(fault).__name__}: {fault}"
+        return said_by(fault)
     return type(fault).__name__
 
 

@@ -31,7 +31,7 @@ from .errors import (
     RetriableError,
     RetriesExhaustedError,
 )
-from .faults import QUEUE_FAULTS
+from .faults import QUEUE_FAULTS, said_by
 from .marks import marked
 from .names import DEFERRALS, QUEUE, SEND, SEND_MANY
 from .publisher import envelope, is_plain, write
@@ -164,7 +164,7 @@ class Send(DeliveryTask[Delivered]):
                 done, tried = done + tried, 0
         except (EnqueueError, *QUEUE_FAULTS) as error:
             last = done if isinstance(error, BacklogFullError | OutOfMemoryError) else done + tried
-            reason = error.reason if isinstance(error, EnqueueError) else f"{type(error).__name__}: {error}"
+            reason = error.reason if isinstance(error, EnqueueError) else said_by(error)
             raise BulkEnqueueError(ids[:done], ids[done:last], ids[last:], reason) from error
         return ids
 

@@ -5,6 +5,8 @@ Redis or RabbitMQ may be down, full, read-only, or slower than a timeout. None o
 
 from __future__ import annotations
 
+import re
+
 from amqp.exceptions import AMQPError
 from kombu.exceptions import EncodeError, KombuError
 from redis.exceptions import RedisError
@@ -15,6 +17,19 @@ QUEUE_FAULTS = (KombuError, RedisError, AMQPError, OSError)
 """What an operation on the queue raises when its server is away, refuses or is too slow."""
 
 _CLIENTS = ("kombu.", "redis.", "amqp.")
+
+_QUOTED = re.compile(r"(Command # \d+) \(.*\)( of pipeline caused error)", re.DOTALL)
+"""How redis-py names a command of a pipeline: with the first hundred characters of it (Pipeline.annotate_exception)."""
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of such an error without the command that it may quote: that holds a part of a message."""
+    return _QUOTED.sub(r"\1\2", str(error))
+
+
+def said_by(error: BaseException) -> str:
+    """Return the name of such an error and its text, see `text_of`."""
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def is_publish_fault(error: BaseException) -> bool:

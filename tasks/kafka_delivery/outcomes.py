@@ -31,6 +31,7 @@ from redis.exceptions import RedisError
 from . import settings
 from .celery_app import app
 from .errors import EnqueueError
+from .faults import said_by
 from .redis_client import RedisClient
 
 log = logging.getLogger("kafka_delivery.outcomes")
@@ -126,7 +127,7 @@ class Listener:
         try:
             self._redis.client.delete(self._backend.get_key_for_task(task_id))
         except (RedisError, KombuError, OSError) as error:
-            raise EnqueueError(task_id, f"{type(error).__name__}: {error}") from error
+            raise EnqueueError(task_id, said_by(error)) from error
 
     def _rouse(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full: it has not even looked yet
