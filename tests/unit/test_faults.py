@@ -17,7 +17,7 @@ PAYLOAD = "secret-payload (in brackets) of pipeline"
 def quoting() -> redis.ResponseError:
     """An error of a pipeline as redis-py makes it: it quotes the beginning of the command."""
     error = redis.ResponseError("OOM command not allowed")
-    Pipeline.annotate_exception(None, error, 1, ("LPUSH", "kafka-delivery", PAYLOAD))  # type: ignore[no-untyped-call]
+    Pipeline.annotate_exception(None, error, 1, ("LPUSH", "kafka-delivery", PAYLOAD))  # type: ignore[arg-type, no-untyped-call]
     assert "secret-payload" in str(error)
     return error
 
