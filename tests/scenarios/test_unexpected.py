@@ -140,6 +140,7 @@ def test_one_process_alone_blames_no_record(system: Stack, tmp_path: Path) -> No
     wait_until(lambda: "process.paused" in broken.log, 60, "the process to pause itself")
     wait_until(lambda: broken.log.count("record.failed_here") >= 10, 60, "many failures")
     assert (system.parked(), system.ids(TOPIC), system.waiting) == ([], [], 5)
+    assert "Traceback" not in broken.log, "a message that goes back takes more than a line of the log"
     system.worker(*ALONE)
     system.wait_for(TOPIC, ids)
     system.wait_empty()

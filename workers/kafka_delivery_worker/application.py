@@ -80,6 +80,7 @@ def worker_app() -> Any:
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the record's report decides, not the queue's link
         task_publish_retry_policy={"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1},
     )
+    logs.be_terse()
     if s.log_format == "json":
         logs.use_json()
     signals.celeryd_after_setup.connect(_started)

@@ -20,6 +20,8 @@ from celery.utils.log import ColorFormatter
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from kafka_delivery.base import GiveBack
+
 OURS = "kafka_delivery"
 
 _EVENT = re.compile(r"[a-z_]+\.[a-z_]+(?=[ :]|$)")
@@ -52,6 +54,24 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
         if name:
             found[name] = value if isinstance(value, int | float | None) else str(value)
     return found
+
+
+class Terse(logging.Filter):
+    """Drops the traceback of a message that is given back: it says nothing that the reason does not say.
+
+    Celery logs a dozen lines for each (celery/app/trace.py, `log_policy_reject`), and an outage gives back thousands.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every line pass."""
+        if record.exc_info and isinstance(record.exc_info[1], GiveBack):
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def be_terse() -> None:
+    """Let Celery log a message that is given back in one line."""
+    logging.getLogger("celery.app.trace").addFilter(Terse())
 
 
 def use_json() -> None:
