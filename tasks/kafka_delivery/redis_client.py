@@ -49,7 +49,11 @@ class RedisClient:
         """
         if self._client is None or self._pid != os.getpid():
             self._kept = self._connection.clone()
-            self._client = redis.Redis(connection_pool=self._kept.default_channel.pool)
+            channel = self._kept.default_channel
+            self._client = redis.Redis(connection_pool=channel.pool)
+            # Else a child of prefork would disconnect it when it is born (kombu's Channel._after_fork), under a lock
+            # that a thread of its parent may have held at the fork: it would wait for ever.
+            channel._pool = None
             self._pid = os.getpid()
         return self._client
 

@@ -159,7 +159,7 @@ class TestBatches:
         revoke(last.id)
         kafka_of(own).up()
         own.wait_empty()
-        assert [(item.id, item.kind) for item in own.parked()] == [(last.id, "revoked")]
+        assert [(item.id, item.kind) for item in own.parked()] == [("last", "revoked")]
         assert "last" not in own.ids(TOPIC)
 
 
