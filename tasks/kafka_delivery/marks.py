@@ -29,11 +29,12 @@ def mark_of(source: Any, mark: str) -> Any:
         source: a message's headers, Celery's dictionary of a request, or the request of a running task.
         mark: its name.
     """
-    headers = source if isinstance(source, Mapping) else vars(source)
+    # Several times for each record: a look at its exact type costs a third of one at `Mapping`.
+    headers = source if type(source) is dict or isinstance(source, Mapping) else vars(source)
     found = headers.get(mark)
     if found is None:
         inner = headers.get("headers")
-        if isinstance(inner, Mapping):
+        if inner is not None and isinstance(inner, Mapping):
             found = inner.get(mark)
     return found
 
