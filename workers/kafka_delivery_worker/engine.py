@@ -39,15 +39,13 @@ from .parked_items import Call, Reason
 from .parking import Parked, ParkingStore
 from .producer import NoClientError, Outgoing, Producer, Report
 from .sampling import Sample
+from .standstill import NO_CLIENT_S
 from .topics import DeadLetterTopics
 
 log = logging.getLogger("kafka_delivery.engine")
 
 NO_PROBE: Admission = 0
 """Of a record that was admitted before and is sent again: late, whatever becomes of it."""
-
-NO_CLIENT_PAUSE_S = 1.0
-"""How long a message waits that came while there was no client, in seconds."""
 
 HOOK_CLOSE_S = 5.0
 """How long the end of a worker waits for the application's own function."""
@@ -416,7 +414,7 @@ class Engine:
             error: what happened.
         """
         if isinstance(error, NoClientError):  # the producer has said so
-            return Failed(pause_s=NO_CLIENT_PAUSE_S)
+            return Failed(pause_s=NO_CLIENT_S)
         if isinstance(error, QUEUE_FAULTS):
             return Failed()
         self.breaker.stand_still(_last_line(error), message_id or "")

@@ -23,7 +23,7 @@ MAKING = "it is being made"
 """Why there is no client at first. That takes some milliseconds, and is no trouble."""
 
 NO_CLIENT_S = 1.0
-"""How soon a record is worth another look while there is no client."""
+"""How soon a record, or a message that came meanwhile, is worth another look while there is no client, in seconds."""
 
 
 class Standstill:
