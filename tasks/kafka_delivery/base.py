@@ -304,7 +304,7 @@ class DeliveryTask(Task, Generic[T]):
             return
         try:
             ends(self, how)
-        except Exception as fault:
+        except Exception as fault:  # of whatever a callback or Celery raises; none of it may acknowledge the message
             if is_publish_fault(fault):
                 log.warning(
                     "task.not_concluded message_id=%s error=%s: it goes back to its queue",
@@ -320,7 +320,7 @@ class DeliveryTask(Task, Generic[T]):
             return
         try:
             retried(self, again.exc)
-        except Exception as fault:
+        except Exception as fault:  # sorted at once: a fault that is not the queue's goes on
             if not is_publish_fault(fault):
                 raise
             self.request.ignore_result = True
@@ -334,7 +334,7 @@ class DeliveryTask(Task, Generic[T]):
 
     # -- what becomes of a record
     def move(self, error: Exception, processes: int = 0) -> Move:
-        """What becomes of the record at hand."""
+        """Return what becomes of the record at hand."""
         topic = error.topic if isinstance(error, DeliveryError) else None
         return disposition(
             error,

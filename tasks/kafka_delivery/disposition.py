@@ -114,14 +114,14 @@ def disposition(
 
 
 def waits_for_circuit(error: DeliveryError) -> bool:
-    """Whether `error` is one that opens a circuit: while that is open, records that fail so use no attempt."""
+    """Return whether `error` counts for a circuit: while that is open, a record that fails so uses no attempt."""
     if isinstance(error, UnavailableError):
         return True
     return isinstance(error, RetriableError) and error.scope == "topic" and error.max_retries is None
 
 
 def has_attempts(error: RetriableError, attempts: int, max_retries: int) -> bool:
-    """Whether attempts are left that `error` is worth."""
+    """Return whether the record has attempts left that `error` is worth."""
     return attempts < (max_retries if error.max_retries is None else min(error.max_retries, max_retries))
 
 

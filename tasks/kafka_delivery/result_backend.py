@@ -63,7 +63,10 @@ class _Client:
 
 
 class _Chords:
-    """What both backends have in common. An instance is of one thread, as Celery makes them."""
+    """What both backends have in common. An instance is of one thread, as Celery makes them.
+
+    It is mixed into Celery's backends below. mypy does not see that, which is why its calls of theirs are not checked.
+    """
 
     _ending: _Ending | None = None
 
