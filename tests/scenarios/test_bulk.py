@@ -26,6 +26,12 @@ def test_a_bulk_is_many_single_sends(system: Stack, topic: str) -> None:
     assert [record.value for record in arrived if record.key == b"k"] == [f"v{n}".encode() for n in range(1200)]
 
 
+def test_the_records_of_a_batch_keep_their_order(system: Stack, topic: str) -> None:
+    send_many.delay([Record(topic, f"v{n}", key="k", message_id=f"m{n}") for n in range(500)])
+    arrived = system.wait_for(topic, {f"m{n}" for n in range(500)})
+    assert [record.value for record in arrived] == [f"v{n}".encode() for n in range(500)]
+
+
 def test_each_record_of_a_large_batch_has_its_own_fate(system: Stack, topic: str) -> None:
     """It goes in several messages, each under a megabyte."""
     records = [Record(topic, b"\xff" * 100_000, message_id=f"m{n}") for n in range(20)]
