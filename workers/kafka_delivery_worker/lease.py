@@ -49,9 +49,6 @@ ALONE_FROM = 3
 """Deaths of workers from which a message is claimed alone, or the last but one that the setting allows: so that one death
 at least shows which of those that died together is to blame."""
 
-LEAST_MAX_DEATHS = 2
-"""With one, everything that the first dead worker held would be parked."""
-
 PRELUDES = {"claim": ("deaths",), "reap": ("deaths",)}
 """What lies before a script, and is shared with others."""
 

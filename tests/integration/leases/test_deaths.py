@@ -6,7 +6,16 @@ import pytest
 import redis
 
 from integration.leases.workers import (
-    CLAIMED, DEATHS, OTHER, QUEUE, SUSPECT, Worker, has_killed, message, publish, queued,
+    CLAIMED,
+    DEATHS,
+    OTHER,
+    QUEUE,
+    SUSPECT,
+    Worker,
+    has_killed,
+    message,
+    publish,
+    queued,
 )
 from kafka_delivery import Record, app, names, send_many
 from kafka_delivery.publisher import envelope
