@@ -42,7 +42,7 @@ The prefix of the record's own headers is already counted in `Record.size`.
 """
 
 LEAST_MAX_DEATHS = 2
-"""The first death makes suspects of all that a worker held; the second, of one that was claimed alone, shows which it is."""
+"""The first death makes suspects of all that a worker held; the second, with one that was alone, shows which it is."""
 
 MAX_PORT = 65_535
 
@@ -287,8 +287,8 @@ class Settings:
                 raise SettingsError(f"{_variable(f.name)}={value} must be {bound} ({f.metadata['unit']})")
         if self.max_deaths < LEAST_MAX_DEATHS:
             raise SettingsError(
-                f"{_variable('max_deaths')}={self.max_deaths} would park everything that a worker held when it died, the "
-                f"innocent too: give {LEAST_MAX_DEATHS} or more, so that suspects can be tried one at a time"
+                f"{_variable('max_deaths')}={self.max_deaths} would park everything that a worker held when it died, "
+                f"the innocent too: give {LEAST_MAX_DEATHS} or more, so that suspects can be tried one at a time"
             )
         if self.dead_letter_replication == 0:
             raise SettingsError(f"{_variable('dead_letter_replication')}=0 must be 1 or more, or -1 for the cluster's")

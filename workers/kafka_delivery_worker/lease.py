@@ -46,8 +46,8 @@ FORGOTTEN_S = 86_400
 
 
 ALONE_FROM = 3
-"""Deaths of workers from which a message is claimed alone, or the last but one that the setting allows: so that one death
-at least shows which of those that died together is to blame."""
+"""Deaths of workers from which a message is claimed alone, or the last but one that the setting allows: at least one death
+must show which of those that died together is to blame."""
 
 PRELUDES = {"claim": ("deaths",), "reap": ("deaths",)}
 """What lies before a script, and is shared with others."""

@@ -53,7 +53,7 @@ local function proves()
     local other, ends = leases[i], tonumber(leases[i + 1])
     local since, length = life(redis.call('HGET', KEYS[5], other))
     local last = ends - length
-    if other ~= ARGV[1] and since <= renewed and last >= began and last > renewed - lease then
+    if other ~= ARGV[1] and since < renewed and last >= began and last > renewed - lease then
       if ends > now + length / 2 then return true end
       company = true
     end
@@ -61,7 +61,7 @@ local function proves()
   local ended = redis.call('HGETALL', KEYS[6])
   for i = 1, #ended, 2 do
     local since, last = life(ended[i + 1])
-    if ended[i] ~= ARGV[1] and since <= renewed and last >= began and last > renewed - lease then company = true end
+    if ended[i] ~= ARGV[1] and since < renewed and last >= began and last > renewed - lease then company = true end
   end
   return not company
 end
