@@ -84,7 +84,7 @@ def bare() -> None:
 
     sys.stderr.write("peer ready.\n")
     while True:
-        arguments = lease.claim_arguments(CLAIM, [QUEUE], Settling(acks, [], [], []))
+        arguments = lease.claim_arguments(CLAIM, [QUEUE], Settling(acks, [], [], [], []))
         acks = []
         _, items, tags, *_ = client.execute_command("EVALSHA", claim, *arguments)
         for item, tag in zip(items, tags, strict=True):

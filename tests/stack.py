@@ -235,6 +235,8 @@ KEPT = {
     names.COUNTS,
     names.LEASES,
     names.LEASE_CLOCK,
+    names.LEASES_BEGAN,
+    names.LEASES_ENDED,
     names.DEATHS,
 }
 

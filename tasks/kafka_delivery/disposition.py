@@ -9,6 +9,8 @@ The topic's or the cluster's:
 This process's:
     no client, no thread, a bug of ours, a queue that takes nothing now. The message goes back to its queue and uses no
     attempt, and the process pauses itself. Only a message that failed so in several processes is parked, as ``bug``.
+    A process that died decides nothing. Scripts count the deaths while they take the message out of its hands, and
+    move it to poison (deaths.lua); where messages have no lease, the parent asks here, with its own number of deaths.
 Nobody's yet:
     the outcome is unknown, say after a timeout. It is sent again under the same id.
 
@@ -82,6 +84,7 @@ def disposition(
     leased: bool = False,
     stopping: bool = False,
     processes: int = 0,
+    blamed_after: int = BLAMED_AFTER,
 ) -> Move:
     """Return what becomes of a record.
 
@@ -96,6 +99,7 @@ def disposition(
         stopping: whether this worker was told to stop.
         processes: how many processes have failed at it by their own fault, this one included; 0 where nobody counts,
             because the reason is known and passes.
+        blamed_after: how many of these blame the message.
     """
     if error is None:
         return Move.ACKNOWLEDGE
@@ -106,7 +110,7 @@ def disposition(
     if isinstance(error, RetriableError | UnavailableError):
         return _outside(error, asker, attempts, max_retries, circuit, leased, stopping)
     # This process's.
-    if processes >= BLAMED_AFTER:
+    if processes >= blamed_after:
         return Move.PARK
     if stopping and asker is not Asker.MEMBER:
         return Move.RETURN

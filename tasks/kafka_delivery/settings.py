@@ -41,6 +41,9 @@ DEAD_LETTER_HEADROOM_BYTES = 8_192
 The prefix of the record's own headers is already counted in `Record.size`.
 """
 
+LEAST_MAX_DEATHS = 2
+"""The first death makes suspects of all that a worker held; the second, with one that was alone, shows which it is."""
+
 MAX_PORT = 65_535
 
 REFUSED_PROPERTIES = {
@@ -216,7 +219,10 @@ class Settings:
         30.0, "seconds", "what a dead worker held comes back after this; a living one renews it every third of it"
     )
     max_deaths: int = _setting(
-        5, "workers", "that may die while they hold a message before it is parked: a deployment may kill a few"
+        5,
+        "processes",
+        "workers, or children of prefork, that may die while they hold a message before it is parked: a deployment may "
+        "kill a few. At least 2: one death does not say which of the messages that a worker held is to blame",
     )
     visibility_timeout_s: int = _setting(
         1_800, "seconds", "what a dead worker held comes back after this; longer than any worker may hold a message"
@@ -279,6 +285,11 @@ class Settings:
             ):
                 bound = "greater than 0" if least is None else f"{least} or more"
                 raise SettingsError(f"{_variable(f.name)}={value} must be {bound} ({f.metadata['unit']})")
+        if self.max_deaths < LEAST_MAX_DEATHS:
+            raise SettingsError(
+                f"{_variable('max_deaths')}={self.max_deaths} would park everything that a worker held when it died, "
+                f"the innocent too: give {LEAST_MAX_DEATHS} or more, so that suspects can be tried one at a time"
+            )
         if self.dead_letter_replication == 0:
             raise SettingsError(f"{_variable('dead_letter_replication')}=0 must be 1 or more, or -1 for the cluster's")
         for name, choices in (

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import redis
 
+from kafka_delivery_worker import task_ids
 from kafka_delivery_worker.lease import script
+from kafka_delivery_worker.parked_items import Reason, _printable, of_raw
 from kafka_delivery_worker.redrive.done import _script
 
 EVERYTHING = 1_000_000
@@ -21,24 +23,61 @@ def envelope(name: str, **more: Any) -> str:
     return json.dumps({"body": "x", "headers": {"id": name}, "properties": {"correlation_id": name}, **more})
 
 
+def fronts(client: redis.Redis, *lists: str) -> list[str | None]:
+    found: Any = client.eval(script("fronts"), len(lists), *lists, task_ids.LOOKED_AT, task_ids.LOOKS)
+    return [None if text is None else task_ids.read_id(text) for text in found]
+
+
+NAME = '"correlation_id"'
+
+
 class TestFronts:
     def test_the_oldest_of_each_list_is_next(self, redis_client: redis.Redis) -> None:
         redis_client.lpush("a", envelope("first"), envelope("second"), envelope("third"))
         redis_client.lpush("b", envelope("other"))
-        assert redis_client.eval(script("fronts"), 3, "a", "b", "empty") == [b"first", b"other", None]
+        assert fronts(redis_client, "a", "b", "empty") == ["first", "other", None]
 
     def test_a_list_that_is_empty_hides_none(self, redis_client: redis.Redis) -> None:
         redis_client.lpush("b", envelope("other"))
-        assert redis_client.eval(script("fronts"), 2, "empty", "b") == [None, b"other"]
+        assert fronts(redis_client, "empty", "b") == [None, "other"]
 
-    def test_what_has_no_id_is_there_all_the_same(self, redis_client: redis.Redis) -> None:
-        redis_client.lpush("a", "garbage")
-        assert redis_client.eval(script("fronts"), 1, "a") == [b""]
+    def test_no_more_leaves_redis_than_an_id_may_take(self, redis_client: redis.Redis) -> None:
+        redis_client.lpush("a", f'{{{NAME}: "{"x" * 10_000}"}}')
+        (text,) = redis_client.eval(script("fronts"), 1, "a", 20, 1)
+        assert text == b'"' + b"x" * 19
 
-    def test_an_id_in_the_callers_headers_is_not_taken_for_it(self, redis_client: redis.Redis) -> None:
-        message = {"headers": {"correlation_id": "mine"}, "properties": {"correlation_id": "real"}}
-        redis_client.lpush("a", json.dumps(message))
-        assert redis_client.eval(script("fronts"), 1, "a") == [b"real"]
+    @pytest.mark.parametrize(
+        ("item", "task_id"),
+        [
+            ("garbage", ""),
+            ("", ""),
+            (json.dumps({"headers": {"correlation_id": "mine"}, "properties": {"correlation_id": "real"}}), "real"),
+            ('{"correlation_id":"compact"}', "compact"),
+            ('{"correlation_id" \t\r\n:\n\n"spread"}', "spread"),
+            ('{"correlation_id": "first", "x": {"correlation_id": null}}', "first"),
+            ('{"correlation_id": "first", "x": "correlation_id"}', "first"),
+            ('{"correlation_id": "first", "x": {"correlation_id": ""}}', ""),
+            ('{"correlation_id": "a\\"b\\u00e4"}', 'a"b\u00e4'),
+            ('{"correlation_id": "never closed', ""),
+            ('{"correlation_id": "\x00"}', ""),
+            ('"correlation_id"correlation_id": "shares a quote"', "shares a quote"),
+            ('{"x": "\\"correlation_id\\": \\"quoted\\""}', ""),
+            (f'{{{NAME}: "{"i" * (task_ids.LOOKED_AT - 2)}"}}', "i" * (task_ids.LOOKED_AT - 2)),
+            (f'{{{NAME}: "{"i" * (task_ids.LOOKED_AT - 1)}"}}', ""),
+            (f'{NAME}: "deep"' + NAME * (task_ids.LOOKS - 1), "deep"),
+            (f'{NAME}: "deeper"' + NAME * task_ids.LOOKS, ""),
+            (f'{{{NAME}: "\u00e4\u20ac"}}', "\u00e4\u20ac"),
+        ],
+    )
+    def test_the_script_and_who_parks_poison_find_the_same_id(
+        self, redis_client: redis.Redis, item: str, task_id: str
+    ) -> None:
+        redis_client.lpush("a", item)
+        assert fronts(redis_client, "a") == [task_id]
+        assert task_ids.id_in(item.encode()) == task_id
+        poison = Reason(kind="poison", error_class="WorkerLost", error_message="m")
+        parked = of_raw("q", item, poison, apart=False)[0].id
+        assert parked == _printable(task_id) if task_id else parked.startswith("poison-")
 
 
 class TestRelease:

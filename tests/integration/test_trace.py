@@ -133,6 +133,15 @@ class TestInRedis:
         sent = send.delay("orders", "b", message_id="id-1")
         assert place(sent.id).facts["before"] == 3
 
+    @pytest.mark.parametrize("spacing", [(",", ":"), (", ", ": "), (" ,\n", "\t: ")])
+    def test_a_message_of_another_client_is_found(self, delivery: Stack, spacing: tuple[str, str]) -> None:
+        headers = {"id": "a/b", "task": send.name, "root_id": "root", "argsrepr": "root"}
+        text = json.dumps({"body": "", "headers": headers, "properties": {"correlation_id": "a/b"}}, separators=spacing)
+        delivery.redis.lpush("kafka-delivery", text, text.replace("a/b", r"c\/d"))
+        delivery.redis.lpush("kafka-delivery", "garbage", '["', "[]", "[" * 10_000, '{"headers": ["root"]}', '"root"')
+        assert [place(name) and place(name).where for name in ("a/b", "c/d")] == [Where.QUEUED] * 2
+        assert place("root") is None, "its children only name it"
+
     def test_what_moves_on_while_it_is_looked_for_is_met_further_on(
         self, delivery: Stack, monkeypatch: pytest.MonkeyPatch
     ) -> None:

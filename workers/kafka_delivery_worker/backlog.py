@@ -11,7 +11,7 @@ from kafka_delivery import settings
 from kafka_delivery.names import DEAD_LETTER_QUEUE, DELAYED, HELD, LEASES, QUEUE, WAITING
 from kafka_delivery.redis_client import RedisClient
 
-from . import broker
+from . import broker, task_ids
 from .lease import script
 
 QUEUES = (QUEUE, DEAD_LETTER_QUEUE)
@@ -77,7 +77,8 @@ def _in_redis(redis: RedisClient) -> Backlog:
             pipe.hlen(prefix + key)
         for member in aside:
             pipe.llen(f"{prefix}{WAITING}:{member}")
-        pipe.eval(script("fronts"), len(fronts), *(prefix + name for name in fronts))
+        looks = (task_ids.LOOKED_AT, task_ids.LOOKS)
+        pipe.eval(script("fronts"), len(fronts), *(prefix + name for name in fronts), *looks)
         *answers, ids = pipe.execute()
     found = iter(answers)
     waiting: dict[str, dict[int, int]] = {queue: {} for queue in QUEUES}
@@ -93,5 +94,5 @@ def _in_redis(redis: RedisClient) -> Backlog:
     put_aside: Counter[str] = Counter()
     for member, count in zip(aside, found, strict=True):
         put_aside[member.partition(":")[0]] += count
-    named = {name: one.decode() for name, one in zip(fronts, ids, strict=True) if one is not None}
+    named = {name: task_ids.read_id(one) for name, one in zip(fronts, ids, strict=True) if one is not None}
     return Backlog(now_ms, waiting, delayed, due, next_due, in_flight, dict(put_aside), named)

@@ -1,12 +1,14 @@
 -- Settle what a worker is done with, and lease it the next messages, in one step.
 --
 -- KEYS: gate, leases, held (of this worker), deaths, the cluster's circuit, leases of its probes, topics whose records
---       wait, then for each list of each queue: the list, its delayed set
+--       wait, poison, then for each list of each queue: the list, its delayed set
 -- ARGV: worker, lease (ms), room (messages), room (bytes), claim number, prefix of keys, messages that it may hold, how
 --       long that grows after an outage (ms), base of the keys of circuits, scope of the probe that it may send and its
---       token ("" for none), base of the keys of delayed sets, messages that it may hold besides at any time, number of
---       acks, of returns, of messages put aside and of those put off, acks..., returns..., tag and topic of each that is
---       put aside..., tag and ms of each that is put off..., then the name of each list, as it is part of a delivery tag
+--       token ("" for none), base of the keys of delayed sets, messages that it may hold besides at any time, deaths from
+--       which a message is claimed alone, deaths that it may cause, number of acks, of returns, of messages put aside, of
+--       those put off and of those whose process died, acks..., returns..., tag and topic of each that is put aside...,
+--       tag and ms of each that is put off..., those whose process died..., then the name of each list, as it is part of
+--       a delivery tag
 --
 -- Reply: {1, items, their tags, suspicion of each (-1: it waited for its topic's circuit, which is closed), ms until the next delayed message is due (-1: none), messages held}
 --        {0, ...} nothing is there; {2, ...} a suspect waits for empty hands; {3, ...} not so many yet, after an outage;
@@ -22,21 +24,29 @@ local claim, prefix, limit, ramp = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber
 local circuits, probe, token = ARGV[9], ARGV[10], ARGV[11]
 local delayed_sets = ARGV[12]
 local beyond = tonumber(ARGV[13])
-local acks, returns, asides, offs = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
-local FIRST_ACK = 18
+local alone_from, max_deaths = tonumber(ARGV[14]), tonumber(ARGV[15])
+local acks, returns, asides, offs = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19])
+local FIRST_ACK = 21
 local first_return = FIRST_ACK + acks
 local first_aside = first_return + returns
 local first_off = first_aside + 2 * asides
-local first_name = first_off + 2 * offs
-local FIRST_LIST = 8
+local first_died = first_off + 2 * offs
+local first_name = first_died + tonumber(ARGV[20])
+local FIRST_LIST = 9
 local AT_ONCE = 50  -- messages that are taken out of a list by one command
 local MOVES = 1000  -- messages that are put aside until they are due by one claim; Redis serves nobody meanwhile
-local ALONE_FROM = 3
+local FIRST_PAUSE, LONGEST_PAUSE = 2000, 60000  -- of a message whose process died (ms); it doubles with each death
 
 -- A full Redis refuses a script whose first write needs memory, and lets all of any other pass. This one needs none:
 -- what workers take out is what makes room. A Redis that refuses all writes refuses here.
 redis.call('HDEL', held, '')
 
+if remembers(deaths) then
+  for i = FIRST_ACK, first_return - 1 do
+    local item = redis.call('HGET', held, ARGV[i])
+    if item then forget(deaths, item) end
+  end
+end
 for i = FIRST_ACK, first_return - 1, 1000 do
   redis.call('HDEL', held, unpack(ARGV, i, math.min(i + 999, first_return - 1)))
 end
@@ -53,12 +63,25 @@ for i = first_aside, first_off - 1, 2 do  -- their topic's circuit is open: they
   redis.call('SADD', KEYS[7], member)
   move(ARGV[i], KEYS[7] .. ':' .. member)
 end
-for i = first_off, first_name - 1, 2 do
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+for i = first_off, first_died - 1, 2 do
   local item = redis.call('HGET', held, ARGV[i])
   if item then
-    local t = redis.call('TIME')
-    local at = t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[i + 1]
-    redis.call('ZADD', delayed_sets .. string.match(ARGV[i], ':(.*)$'), at, item)
+    redis.call('ZADD', delayed_sets .. string.match(ARGV[i], ':(.*)$'), now + ARGV[i + 1], item)
+    redis.call('HDEL', held, ARGV[i])
+  end
+end
+for i = first_died, first_name - 1 do  -- a process of this worker died, and had nothing else in its hands
+  local item = redis.call('HGET', held, ARGV[i])
+  if item then
+    local list, died = string.match(ARGV[i], ':(.*)$'), count(deaths, item, DEATH) / DEATH
+    if died >= max_deaths then
+      poisoned(deaths, KEYS[8], list, item)
+    else
+      local pause = math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ^ math.max(0, math.floor(died) - 1))
+      redis.call('ZADD', delayed_sets .. list, now + pause, item)
+    end
     redis.call('HDEL', held, ARGV[i])
   end
 end
@@ -71,8 +94,6 @@ end
 if room <= 0 or bytes <= 0 then return answer(0) end
 if redis.call('EXISTS', KEYS[1]) == 1 then return answer(-1) end
 
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('ZADD', KEYS[2], now + lease, worker)
 
 local circuit = redis.call('HMGET', KEYS[5], 'shut', 'ramp_at', 'trips')
@@ -95,15 +116,13 @@ end
 
 -- A message that several workers died with is a suspect: it is claimed alone, by a worker that holds nothing else, so
 -- that the next death proves something.
-local any_suspects = redis.call('HLEN', deaths) > 0
+local any_suspects = remembers(deaths)
 local empty_handed = redis.call('HLEN', held) == 0
-local function suspicion(item)
-  if not any_suspects then return 0 end
-  local tag = string.match(item, '.*"delivery_tag": "([^"]+)"')
-  return tag and tonumber(redis.call('HGET', deaths, tag) or 0) or 0
+local function suspicion(item)  -- deaths that it was in
+  return any_suspects and points(deaths, item) / DEATH or 0
 end
 
-if any_suspects and redis.call('HLEN', held) == 1 and suspicion(redis.call('HVALS', held)[1]) >= ALONE_FROM then
+if any_suspects and redis.call('HLEN', held) == 1 and suspicion(redis.call('HVALS', held)[1]) >= alone_from then
   return answer(2)  -- nothing joins a suspect, so that nothing innocent dies with it
 end
 
@@ -113,7 +132,7 @@ for i = FIRST_LIST, #KEYS, 2 do
   waiting[i] = redis.call('LLEN', KEYS[i]) + redis.call('ZCARD', KEYS[i + 1]) > 0
   if any_suspects and not suspect then
     local oldest = redis.call('LINDEX', KEYS[i], -1)
-    if oldest and suspicion(oldest) >= ALONE_FROM then suspect = i end
+    if oldest and suspicion(oldest) >= alone_from then suspect = i end
   end
 end
 
@@ -123,13 +142,25 @@ local function days(y, m, d)  -- since 1970-01-01, Gregorian
     + math.floor((153 * (m - 3) + 2) / 5) + d - 719469
 end
 
+local NAMES = 10  -- places of a message at which its time may be; a value may look like the name
+local function time_of(item)  -- the place of the value that follows the first `"eta"` with a colon behind it, if any
+  local stop = 0
+  for _ = 1, NAMES do
+    local _, at = string.find(item, '"eta"', stop + 1, true)
+    if not at then return nil end
+    local value = string.match(item, '^[ \t\r\n]*:[ \t\r\n]*()', at + 1)
+    if value then return value end
+    stop = at
+  end
+end
+
 -- When a message is due (ms), 0 for now. The body is base64, quotes within strings are escaped, and Celery's headers
--- come before the caller's: the first `"eta": ` is Celery's. What is not understood is left to Celery's own timer.
+-- come before the caller's: the first `"eta"` is Celery's. What is not understood is left to Celery's own timer.
 local function due(item)
-  local _, stop = string.find(item, '"eta": ', 1, true)
-  if not stop then return 0 end
+  local value = time_of(item)
+  if not value then return 0 end
   local y, mo, d, h, mi, s, fraction, zone = string.match(
-    string.sub(item, stop + 1, stop + 41), '^"(%d%d%d%d)-(%d%d)-(%d%d)[T ](%d%d):(%d%d):(%d%d)(%.?%d*)([^"]*)"')
+    string.sub(item, value, value + 40), '^"(%d%d%d%d)-(%d%d)-(%d%d)[T ](%d%d):(%d%d):(%d%d)(%.?%d*)([^"]*)"')
   if not y then return 0 end
   y, mo, d, h, mi, s = y + 0, mo + 0, d + 0, h + 0, mi + 0, s + 0
   if y > 9998 or mo < 1 or mo > 12 or d < 1 or days(y, mo, d) >= days(y, mo + 1, 1) or h > 23 or mi > 59 or s > 59 then
@@ -154,7 +185,7 @@ local function take(list, name, taken, released)  -- into the worker's hands; wh
   local fields, kept = {}, #taken
   for i, item in ipairs(taken) do
     local died = suspicion(item)
-    local alone = died >= ALONE_FROM
+    local alone = died >= alone_from
     if bytes <= 0 then kept = i - 1; break end
     if alone and (#items > 0 or not empty_handed) then
       room, suspect_waits, kept = 0, true, i - 1
@@ -163,7 +194,7 @@ local function take(list, name, taken, released)  -- into the worker's hands; wh
     local tag = claim .. '.' .. (#items + 1) .. ':' .. name
     items[#items + 1] = item
     tags[#tags + 1] = tag
-    suspected[#suspected + 1] = released and died == 0 and RELEASED or died
+    suspected[#suspected + 1] = released and died == 0 and RELEASED or math.ceil(died)
     fields[#fields + 1] = tag
     fields[#fields + 1] = item
     room = room - 1

@@ -421,6 +421,16 @@ class Engine:
         log.error("record.failed_here message_id=%s error=%s", message_id, _last_line(error))
         return Failed() if message_id is None else self._failures.count(message_id)
 
+    def died(self, message_id: str, pid: int | None) -> Failed:
+        """Note that a child of this process died while it worked on a message.
+
+        Args:
+            message_id: of the message.
+            pid: of the child.
+        """
+        log.error("record.child_died message_id=%s pid=%s", message_id, pid)
+        return self._failures.count(message_id, pid)
+
     def _stop_in_time(self) -> None:
         stopping.wait()
         in_time = not hurrying.wait(self._settings.shutdown_timeout_s)

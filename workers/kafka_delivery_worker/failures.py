@@ -48,12 +48,17 @@ class Failures:
         self._redis = redis
         self._process = process
 
-    def count(self, message_id: str) -> Failed:
-        """Count one more failure of this process at a message. Redis may be away; then nothing is counted."""
+    def count(self, message_id: str, pid: int | None = None) -> Failed:
+        """Count one more failure of this process at a message. Redis may be away; then nothing is counted.
+
+        Args:
+            message_id: of the message.
+            pid: of the child that failed; by default it is this process.
+        """
         key = self._redis.prefix + FAILED + message_id
         try:
             with self._redis.client.pipeline() as pipe:
-                pipe.hincrby(key, f"{self._process}:{os.getpid()}", 1)
+                pipe.hincrby(key, f"{self._process}:{pid or os.getpid()}", 1)
                 pipe.expire(key, REMEMBERED_S)
                 pipe.hvals(key)
                 tries = [int(count) for count in pipe.execute()[-1]]

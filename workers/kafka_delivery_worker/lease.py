@@ -45,25 +45,35 @@ FORGOTTEN_S = 86_400
 """For how long it is known which worker has read a message that may have killed it; as long as deaths are counted."""
 
 
+ALONE_FROM = 3
+"""Deaths of workers from which a message is claimed alone, or the last but one that the setting allows: at least one death
+must show which of those that died together is to blame."""
+
+PRELUDES = {"claim": ("deaths",), "reap": ("deaths",)}
+"""What lies before a script, and is shared with others."""
+
+
 @functools.cache
 def script(name: str) -> str:
-    """The source of a Lua script that lies beside this module."""
-    return importlib.resources.files(__package__).joinpath(f"{name}.lua").read_text()
+    """The source of a Lua script that lies beside this module, with what it shares with others before it."""
+    files = importlib.resources.files(__package__)
+    return "".join(files.joinpath(f"{part}.lua").read_text() for part in (*PRELUDES.get(name, ()), name))
 
 
 class Settling(NamedTuple):
     """Delivery tags of messages that are done with, that go to the end of their lists, that are put aside, each with
-    its topic, and that are put off, each with the milliseconds until it is handed out again."""
+    its topic, that are put off, each with the milliseconds until it is handed out again, and whose process died."""
 
     acks: list[str]
     returns: list[str]
     asides: list[tuple[str, str]]
     offs: list[tuple[str, int]]
+    died: list[str]
 
     @classmethod
     def nothing(cls) -> Settling:
         """Where there is nothing to tell."""
-        return cls([], [], [], [])
+        return cls([], [], [], [], [])
 
 
 class Renewed(NamedTuple):
@@ -87,7 +97,7 @@ class Lease:
         cluster: the Kafka cluster whose circuits decide what may be claimed.
         ramp_s: how long claims grow to their full number after one of them was open.
         on_parked: called with the topic, or "", of each item that was parked and never reached a task.
-        max_deaths: workers that may die with a message before it is parked. From the third on it is claimed alone.
+        max_deaths: processes that may die with a message before it is parked, see `ALONE_FROM`.
         parked_max_bytes: of Redis's memory that parked items may take; 0 for any.
     """
 
@@ -109,6 +119,7 @@ class Lease:
         self.leases, self.clock, self.deaths, self.poison, self.gate = (
             prefix + name for name in (names.LEASES, names.LEASE_CLOCK, names.DEATHS, names.POISON, names.GATE)
         )
+        self.began, self.ended = prefix + names.LEASES_BEGAN, prefix + names.LEASES_ENDED
         self.apart = prefix + names.POISON_APART
         self.held_key = prefix + names.HELD + self.owner
         self.held: dict[str, int] = {}
@@ -119,6 +130,7 @@ class Lease:
         self._bytes = 0
         self._max_bytes = max_bytes
         self._max_deaths = max_deaths
+        self._alone_from = min(ALONE_FROM, max_deaths - 1)
         self._parked_max_bytes = parked_max_bytes
         self.circuits = prefix + names.CIRCUITS.format(cluster=cluster)
         self.waiting = prefix + names.WAITING
@@ -177,16 +189,19 @@ class Lease:
         self._claims += 1
         circuit = f"{self.circuits}{names.CLUSTER_SCOPE}:"
         keys = [self.gate, self.leases, self.held_key, self.deaths, f"{circuit}st", f"{circuit}p", self.waiting]
+        keys.append(self.poison)
         for name in lists:
             keys += [self.prefix + name, self.prefix + names.DELAYED + name]
         counts = [len(tags) for tags in settling]
         settled: list[Any] = [*settling.acks, *settling.returns]
         settled += [part for pair in (*settling.asides, *settling.offs) for part in pair]
+        settled += settling.died
         most = min(self.room_for_bytes(beyond), CLAIM_BYTES)
         if probe[0]:
             most = max(most, 1)  # it is one message, and what fills the room may wait for it
         arguments = [self.owner, self.milliseconds, room, most, self._claims, self.prefix]
         arguments += [limit, self.ramp_ms, self.circuits, *probe, self.prefix + names.DELAYED, beyond]
+        arguments += [self._alone_from, self._max_deaths]
         return [len(keys), *keys, *arguments, *counts, *settled, *lists]
 
     def room_for_bytes(self, stuck: int = 0) -> int:
@@ -225,6 +240,14 @@ class Lease:
         self.forget(tag)
         self.settling.offs.append((tag, int(seconds * 1000)))
 
+    def child_died(self, tag: str) -> None:
+        """A process of this worker died while it worked on the message, and had nothing else in its hands.
+
+        The death is counted where those of workers are. The message waits, longer with each death, until it is parked.
+        """
+        self.forget(tag)
+        self.settling.died.append(tag)
+
     @property
     def to_settle(self) -> bool:
         """Whether there is anything to tell Redis."""
@@ -243,7 +266,11 @@ class Lease:
         """Settling twice changes nothing, so what may have been sent is sent again."""
         now = self.settling
         self.settling = Settling(
-            taken.acks + now.acks, taken.returns + now.returns, taken.asides + now.asides, taken.offs + now.offs
+            taken.acks + now.acks,
+            taken.returns + now.returns,
+            taken.asides + now.asides,
+            taken.offs + now.offs,
+            taken.died + now.died,
         )
 
     def flush(self) -> None:
@@ -275,8 +302,15 @@ class Lease:
 
     # -- the lease
     def start(self) -> None:
-        """Renew from now on, in a thread; safe to repeat."""
+        """Renew now, and from now on in a thread; safe to repeat.
+
+        Before the first claim it must be known when this worker began: the first message may kill it.
+
+        Raises:
+            redis.exceptions.RedisError: it is not renewed; try again.
+        """
         if self._renewer is None:
+            self._beat()
             self._renewer = threading.Thread(target=self._run, name="kafka-delivery-lease", daemon=True)
             self._renewer.start()
             atexit.register(self._at_exit, os.getpid())
@@ -328,7 +362,7 @@ class Lease:
         Raises:
             redis.exceptions.RedisError: it is not renewed.
         """
-        soonest, over = self.redis.eval(script("renew"), 2, self.leases, self.clock, self.owner, self.milliseconds)
+        soonest, over = self._beat()
         for owner in over:
             try:
                 returned, poisonous = self._reap(owner.decode(), died=True)
@@ -339,11 +373,15 @@ class Lease:
                 log.warning("lease.reaped worker=%s returned=%d poisonous=%d", owner.decode(), returned, poisonous)
         return Renewed(len(over), soonest / 1000)
 
+    def _beat(self) -> tuple[int, list[bytes]]:
+        keys = [self.leases, self.clock, self.began]
+        soonest, over = self.redis.eval(script("renew"), len(keys), *keys, self.owner, self.milliseconds)
+        return soonest, over
+
     def _reap(self, owner: str, *tags: str, died: bool) -> tuple[int, int]:
-        keys = [self.leases, self.prefix + names.HELD + owner, self.deaths, self.poison]
-        returned, poisonous = self.redis.eval(
-            script("reap"), len(keys), *keys, owner, self.prefix, self._max_deaths, "1" if died else "0", *tags
-        )
+        keys = [self.leases, self.prefix + names.HELD + owner, self.deaths, self.poison, self.began, self.ended]
+        arguments = [owner, self.prefix, self._max_deaths, self._alone_from, self.milliseconds, "1" if died else "0"]
+        returned, poisonous = self.redis.eval(script("reap"), len(keys), *keys, *arguments, *tags)
         return returned, poisonous
 
     def park_poison(self) -> None:
@@ -376,7 +414,7 @@ class Lease:
         takes that away when it has survived; where the name of a dead worker is, the message is not read again.
         """
         queue, _, envelope = entry.decode(errors="surrogateescape").partition("\n")
-        died = f"{self._max_deaths} workers died while they held it"
+        died = f"{self._max_deaths} processes died while they held it"
         why = Reason(kind="poison", error_class="WorkerLost", error_message=died)
         if not self.redis.hsetnx(self.apart, digest, self.owner):
             reader = self.redis.hget(self.apart, digest)

@@ -13,7 +13,6 @@ whose message does not say its time stays a call: the time would be another one 
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from kafka_delivery.dead_letters import dead_letter
 from kafka_delivery.names import DEAD_LETTER, REDRIVES, SEND, SEND_MANY
 from kafka_delivery.record import MAX_MESSAGE_ID, Record, is_message_id, uuid7
 
+from . import task_ids
 from .decoding import loads, unbase64
 from .parking import Parked, fingerprint
 
@@ -331,12 +331,8 @@ def _call_in_raw(raw: str) -> Call | None:
 
 def _id_in(raw: str) -> str:
     """The task id in an envelope, found as text: what the envelope holds may be what kills."""
-    _, _, rest = raw.partition('"correlation_id": ')
-    try:
-        found = json.JSONDecoder().raw_decode(rest[: 8 * MAX_MESSAGE_ID])[0]
-    except ValueError:
-        found = None
-    return _printable(found) if isinstance(found, str) and found else f"poison-{uuid.uuid4().hex}"
+    found = task_ids.id_in(raw.encode(errors="surrogateescape"))
+    return _printable(found) if found else f"poison-{uuid.uuid4().hex}"
 
 
 def message_ids(item: Parked) -> list[str]:

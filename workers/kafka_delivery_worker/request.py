@@ -18,6 +18,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 
 from kafka_delivery import settings
 from kafka_delivery.base import Deferral, GiveBack, pause_of
+from kafka_delivery.disposition import Asker, Move, disposition
 from kafka_delivery.errors import KafkaDeliveryError
 from kafka_delivery.faults import is_publish_fault
 from kafka_delivery.marks import mark_of
@@ -36,11 +37,15 @@ FORESEEN = (
 )
 """Errors of a task that are left to Celery."""
 
+OF_A_DEAD_PROCESS = (WorkerLostError, SystemExit, KeyboardInterrupt)
+"""What the parent hears of a child that died, or is about to."""
+
 
 class Request(CeleryRequest):
     """Named by `DeliveryTask.Request`; lives in the worker's main process."""
 
     time_limits: tuple[Any, Any]
+    _process_died = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -104,6 +109,8 @@ class Request(CeleryRequest):
             return self._failed_outside(error)
         if isinstance(error, GiveBack) and settings.current().leases:
             self._message.put_off_s = error.pause_s
+        # A stop ends children too, which says nothing about what they worked on.
+        self._process_died = isinstance(error, OF_A_DEAD_PROCESS) and not engine.stopping.sent
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _failed_outside(self, error: Exception) -> None:
@@ -133,14 +140,37 @@ class Request(CeleryRequest):
 
     def reject(self, requeue: bool = False) -> None:
         """As Celery's, but what it would drop, for a time that no clock has, is parked. A lease parks it itself."""
-        if not requeue and not self.acknowledged and not settings.current().leases:
-            why = "Celery rejected it"
-            try:
-                engine.current().park_call(self._as_call(), Reject(why), "invalid", why)
-            except Exception as error:  # not parked: then it must stay in the queue
-                log.error("record.not_parked message_id=%s error=%s", self.id, type(error).__name__)
-                requeue = True
+        leased = settings.current().leases
+        if requeue and self._process_died:
+            if leased:
+                self._message.child_died = True  # Redis counts it while it puts the message off
+            else:
+                self._count_death()
+                return
+        if not requeue and not self.acknowledged and not leased:
+            requeue = not self._parked(Reject("Celery rejected it"), "invalid", "Celery rejected it")
         super().reject(requeue)
+
+    def _count_death(self) -> None:
+        """Count the death of a child at a message without a lease. It waits, longer each time, until it is parked."""
+        lost = WorkerLostError(f"{settings.current().max_deaths} processes died while they worked on it")
+        known = engine.current().died(self.id, self.worker_pid)
+        asker, most = Asker.SEND, settings.current().max_deaths
+        move = disposition(lost, asker=asker, attempts=0, max_retries=0, processes=known.processes, blamed_after=most)
+        if move is Move.PARK and self._parked(lost, "poison", str(lost)):
+            engine.current().blamed(self.id)
+            self.acknowledge()
+        else:
+            give_back(self._message, known.pause_s, partial(super().reject, True))
+
+    def _parked(self, error: Exception, kind: str, why: str) -> bool:
+        """Park the call; return False if it must stay in its queue."""
+        try:
+            engine.current().park_call(self._as_call(), error, kind, why)
+        except Exception as fault:
+            log.error("record.not_parked message_id=%s error=%s", self.id, type(fault).__name__)
+            return False
+        return True
 
     def _as_call(self) -> SimpleNamespace:
         embed = self._payload[2] if isinstance(self._payload[2], dict) else {}

@@ -41,7 +41,9 @@ end
 -- Whether an item is there, and still the one that was parked at that time (ms); "" for any time
 local function is_there(id, at)
   local held = redis.call('HGET', KEYS[1], id)
-  return held and (at == '' or string.find(held, '"parked_at_ms": ' .. at .. '[,}]')) and true or false
+  if not held or at == '' then return held and true or false end
+  local field = '"parked_at_ms": ' .. at  -- a pattern would look at each byte of what may be a megabyte
+  return (string.find(held, field .. ',', 1, true) or string.find(held, field .. '}', 1, true)) and true or false
 end
 
 local function take_away(id)

@@ -96,9 +96,11 @@ class Message(virtual.Message):
 
     Attributes:
         put_off_s: when it goes back to its queue, it waits there for so long before it is handed out again (seconds).
+        child_died: whether it goes back because a process died that worked on it; its pause grows with each of these.
     """
 
     put_off_s = 0.0
+    child_died = False
     _body: bytes | None = None
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **_: Any) -> None:
@@ -183,7 +185,9 @@ class QoS(redis.QoS):
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """To the end of its list with the next claim; what Celery would drop, say for an impossible ETA, is parked."""
         message = self._delivered.get(delivery_tag)
-        if message is not None and requeue and message.put_off_s:
+        if message is not None and requeue and message.child_died:
+            self.channel.lease.child_died(delivery_tag)
+        elif message is not None and requeue and message.put_off_s:
             self.channel.lease.put_off(delivery_tag, message.put_off_s)
         elif requeue or message is None:
             self.channel.lease.returned(delivery_tag)

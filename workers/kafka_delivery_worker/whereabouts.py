@@ -21,6 +21,7 @@ from kafka_delivery.dead_letters import TASK_ID_SUFFIX
 from kafka_delivery.names import DEAD_LETTER_QUEUE, QUEUE, SEND_MANY, is_topic_name
 from kafka_delivery.redis_client import RedisClient
 
+from . import task_ids
 from .lease import script
 from .parked_items import message_ids
 from .parking import Parked, ParkingStore
@@ -80,8 +81,9 @@ class Whereabouts:
         self._prefix = redis.prefix
         self._id = message_id
         self._letter_id = message_id + TASK_ID_SUFFIX
-        self._texts = [f'"correlation_id": {json.dumps(task_id)}' for task_id in (message_id, self._letter_id)]
-        self._part = f'"correlation_id": {json.dumps(message_id + ".part")[:-1]}'  # of a batch in several messages
+        part = message_id + ".part"  # of a batch in several messages
+        self._texts = [*map(json.dumps, (message_id, self._letter_id)), json.dumps(part)[:-1]]
+        self._texts += [text.replace("/", r"\/") for text in self._texts if "/" in text]  # as some clients write JSON
         self._in_batches = base64_of(message_id)
         self._find = redis.client.register_script(script("find"))
 
@@ -127,8 +129,8 @@ class Whereabouts:
             yield self._place(Where.HELD, message, worker=self._worker(message))
 
     def _search(self, kind: str, key: str, watch: Watch) -> Iterator[tuple[bytes, bytes]]:
-        for place, message in self._found(kind, key, [*self._texts, self._part], self._in_batches, watch):
-            if any(text.encode() in message for text in self._texts) or self._is_with(message):
+        for place, message in self._found(kind, key, self._texts, self._in_batches, watch):
+            if self._is_it(message) or self._is_with(message):
                 yield place, message
 
     def _found(
@@ -141,6 +143,11 @@ class Whereabouts:
             looked += some
             watch(looked, there)
             yield from zip(found[::2], found[1::2], strict=True)
+
+    def _is_it(self, message: bytes) -> bool:
+        """Whether it is the record's own message, or its dead letter's: others may name it, as their root say."""
+        said = (_headers(message).get("id"), task_ids.id_in(message))
+        return any(one in (self._id, self._letter_id) for one in said)
 
     def _is_with(self, message: bytes) -> bool:
         """Whether it is a batch that the record is in, or a part of the batch."""
@@ -206,15 +213,16 @@ def _decoded(message: bytes) -> dict[str, Any]:
         text = text.partition("\n")[2]
     try:
         envelope = json.loads(text)
-    except ValueError:  # what took workers down may be anything
+    except (ValueError, RecursionError):  # it may be anybody's, and what took workers down may be anything
         return {}
     if isinstance(envelope, list):
-        envelope = envelope[0]
+        envelope = envelope[0] if envelope else {}
     return envelope if isinstance(envelope, dict) else {}
 
 
 def _headers(message: bytes) -> dict[str, Any]:
-    return _decoded(message).get("headers") or {}
+    headers = _decoded(message).get("headers")
+    return headers if isinstance(headers, dict) else {}
 
 
 def _topics(message: bytes) -> dict[str, str]:
@@ -225,7 +233,7 @@ def _topics(message: bytes) -> dict[str, str]:
         if envelope["headers"]["task"] != SEND_MANY:
             wires = [wires]
         return {wire[-1]: wire[2] for wire in wires if is_topic_name(wire[2])}
-    except (ValueError, TypeError, KeyError, IndexError):  # called by name, with plain arguments
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):  # called by name, with plain arguments
         return {}
 
 

@@ -37,7 +37,7 @@ class TestCircuits:
     def claim(self, worker: Worker, room: int = 500, limit: int = 1_000, probe: tuple[str, str] = ("", ""),
               asides: Sequence[tuple[bytes, str]] = (), lists: tuple[str, ...] = (QUEUE,),
               beyond: int = 0) -> Answer:  # fmt: skip
-        settling = Settling([], [], [*asides], [])  # type: ignore[list-item]
+        settling = Settling([], [], [*asides], [], [])  # type: ignore[list-item]
         arguments = worker.lease.claim_arguments(room, list(lists), settling, limit, probe, beyond)
         return Answer(*worker.client.eval(script("claim"), *arguments))
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import redis
 
-from integration.leases.workers import CLAIMED, DEATHS, OTHER, QUEUE, SUSPECT, Worker, message, publish, queued
+from integration.leases.workers import (
+    CLAIMED,
+    DEATHS,
+    OTHER,
+    QUEUE,
+    SUSPECT,
+    Worker,
+    has_killed,
+    message,
+    publish,
+    queued,
+)
 from kafka_delivery import Record, app, names, send_many
 from kafka_delivery.publisher import envelope
 from kafka_delivery_worker import parked_items
@@ -65,7 +76,7 @@ class TestDeaths:
 
     def test_a_suspect_is_claimed_alone_by_a_worker_that_holds_nothing_else(self, client: redis.Redis) -> None:
         first, suspect, *rest = publish(client, *(message(n) for n in range(5)))
-        client.hset(names.DEATHS, "tag of 1", 3)
+        has_killed(client, message(1), 3)
         worker = Worker(client)
         before = worker.claim()
         assert before.items == [first]
@@ -80,7 +91,8 @@ class TestDeaths:
 
     def test_of_two_suspects_one_is_claimed_at_a_time(self, client: redis.Redis) -> None:
         sent = publish(client, message(1), message(2), message(3))
-        client.hset(names.DEATHS, mapping={"tag of 1": 3, "tag of 2": 4})
+        has_killed(client, message(1), 3)
+        has_killed(client, message(2), 4)
         worker = Worker(client)
         one = worker.claim()
         assert one.items == sent[:1]
@@ -92,7 +104,7 @@ class TestDeaths:
     def test_a_list_that_is_never_empty_does_not_keep_a_suspect_of_another_waiting(self, client: redis.Redis) -> None:
         """Nor what waits behind it: priorities come first, and there is always something in the first list."""
         behind = publish(client, message("suspect"), message("behind"), queue=OTHER)
-        client.hset(names.DEATHS, "tag of suspect", 3)
+        has_killed(client, message("suspect"), 3)
         worker = Worker(client)
         got: list[bytes] = []
         tags: list[bytes] = []
@@ -108,7 +120,7 @@ class TestDeaths:
         publish(client, message("before"))
         worker = Worker(client)
         before = worker.claim().tags
-        client.hset(names.DEATHS, "tag of 1", 3)
+        has_killed(client, message(1), 3)
         client.zadd(names.DELAYED + QUEUE, {message(1): 2, message(2): 3})
         if busy:
             assert worker.claim().status == SUSPECT
@@ -118,7 +130,7 @@ class TestDeaths:
 
     def test_a_suspect_behind_others_waits_in_its_place(self, client: redis.Redis) -> None:
         sent = publish(client, *(message(n) for n in range(9)))
-        client.hset(names.DEATHS, "tag of 4", 3)
+        has_killed(client, message(4), 3)
         assert Worker(client).claim().items == sent[:4]
         assert queued(client) == sent[4:]
 

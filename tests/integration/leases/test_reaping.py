@@ -6,7 +6,7 @@ import threading
 
 import redis
 
-from integration.leases.workers import OTHER, QUEUE, Worker, long_renewed, message, publish, queued
+from integration.leases.workers import OTHER, QUEUE, Worker, long_renewed, message, points, publish, queued
 from kafka_delivery import names
 
 
@@ -67,7 +67,7 @@ class TestReaping:
 
         assert sorted(outcomes) == [(0, 0)] * 23 + [(1000, 0)]
         assert queued(client) == sent
-        assert set(client.hvals(names.DEATHS)) == {b"1"}
+        assert set(client.hvals(names.DEATHS)) == {str(points(1)).encode()}
 
     def test_one_that_cannot_be_returned_does_not_keep_others(self, client: redis.Redis) -> None:
         publish(client, message(1), queue=OTHER)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
+from integration.leases.workers import digest, points
 from kafka_delivery_worker.lease import script
 
-GATE, LEASES, HELD, DEATHS, CIRCUIT, PROBES, WAITING = (
+GATE, LEASES, HELD, DEATHS, CIRCUIT, PROBES, WAITING, POISON = (
     "gate",
     "leases",
     "held",
@@ -18,6 +19,7 @@ GATE, LEASES, HELD, DEATHS, CIRCUIT, PROBES, WAITING = (
     "circuit",
     "probes",
     "waiting",
+    "poison",
 )
 LEASE_MS = 60_000
 """No machine takes so long from one statement to the next."""
@@ -67,15 +69,18 @@ class Worker:
         returns: tuple[str, ...] = (),
         asides: tuple[tuple[str, str], ...] = (),
         offs: tuple[tuple[str, int], ...] = (),
+        died: tuple[str, ...] = (),
+        alone_from: int = 3,
+        max_deaths: int = 5,
     ) -> Answer:
         self.number += 1
-        keys = [GATE, LEASES, HELD, DEATHS, CIRCUIT, PROBES, WAITING]
+        keys = [GATE, LEASES, HELD, DEATHS, CIRCUIT, PROBES, WAITING, POISON]
         for name in lists:
             keys += [name, f"delayed:{name}"]
         arguments: list[str | int] = [
             "w", LEASE_MS, room, size, self.number, "", limit, ramp_ms, "cb:", probe, token, "delayed:", beyond,
-            len(acks), len(returns), len(asides), len(offs), *acks, *returns,
-            *(part for pair in asides for part in pair), *(part for pair in offs for part in pair), *lists,
+            alone_from, max_deaths, len(acks), len(returns), len(asides), len(offs), len(died), *acks, *returns,
+            *(part for pair in asides for part in pair), *(part for pair in offs for part in pair), *died, *lists,
         ]  # fmt: skip
         found: Any = self.client.eval(script("claim"), len(keys), *keys, *arguments)
         return Answer(*found)
@@ -86,6 +91,10 @@ class Worker:
 
     def hold(self, *tags: str) -> None:
         self.client.hset(HELD, mapping={tag: message(tag.partition(":")[0]) for tag in tags})
+
+    def killed(self, item: str, deaths: int) -> None:
+        """As if so many workers had died with it."""
+        self.client.hset(DEATHS, digest(item), points(deaths))
 
     def names(self, items: list[bytes]) -> list[str]:
         return [item.decode().rsplit('"', 2)[1] for item in items]
@@ -289,7 +298,7 @@ class TestPutAside:
         assert worker.names(worker.claim(lists=("r",)).items) == ["d"]
 
     def test_one_that_killed_a_worker_is_told_as_that(self, worker: Worker) -> None:
-        worker.client.hset(DEATHS, "a", 1)
+        worker.killed(message("a"), 1)
         assert worker.claim().suspected == [1, -1, 0]
 
     def test_is_bounded_by_room_and_bytes(self, worker: Worker) -> None:
@@ -327,7 +336,7 @@ class TestBytes:
 
 class TestSuspects:
     def test_one_is_claimed_alone(self, worker: Worker) -> None:
-        worker.client.hset(DEATHS, "b", 3)
+        worker.killed(message("b"), 3)
         worker.queue(message("a"), message("b"), message("c"))
         found = worker.claim()
         assert (worker.names(found.items), found.status) == (["a"], CLAIMED)
@@ -337,45 +346,51 @@ class TestSuspects:
         assert worker.claim().status == SUSPECT, "nothing joins it"
         assert worker.names(worker.claim(acks=("3.1:q",)).items) == ["c"]
 
+    def test_it_is_alone_from_as_many_deaths_as_it_is_told(self, worker: Worker) -> None:
+        worker.killed(message("a"), 1)
+        worker.queue(message("a"), message("b"))
+        assert worker.names(worker.claim(alone_from=1).items) == ["a"]
+
     def test_one_that_killed_twice_is_none(self, worker: Worker) -> None:
-        worker.client.hset(DEATHS, "a", 2)
+        worker.killed(message("a"), 2)
         worker.queue(message("a"), message("b"))
         found = worker.claim()
         assert (worker.names(found.items), found.suspected) == (["a", "b"], [2, 0])
 
     def test_one_elsewhere_keeps_nobody_from_going_on(self, worker: Worker) -> None:
-        worker.client.hset(DEATHS, mapping={"elsewhere": 3, "0.1": 2})
+        worker.killed(message("elsewhere"), 3)
+        worker.killed(message("0.1"), 2)
         worker.hold("0.1:q")
         worker.queue(message("a"))
         assert worker.claim().status == CLAIMED
 
     def test_what_has_no_tag_is_none(self, worker: Worker) -> None:
-        worker.client.hset(DEATHS, "b", 3)
+        worker.killed(message("b"), 3)
         worker.queue("garbage", message("a"))
         found = worker.claim()
         assert (len(found.items), found.suspected) == (2, [0, 0])
 
     def test_one_of_a_later_list_goes_before_what_comes_first(self, worker: Worker) -> None:
-        worker.client.hset(DEATHS, "b", 3)
+        worker.killed(message("b"), 3)
         worker.queue(message("a"))
         worker.queue(message("b"), message("c"), name="r")
         found = worker.claim(lists=("q", "r"))
         assert (worker.names(found.items), found.tags) == (["b"], [b"1.1:r"])
 
     def test_one_that_is_held_back_says_so(self, worker: Worker) -> None:
-        worker.client.hset(DEATHS, "a", 3)
+        worker.killed(message("a"), 3)
         worker.queue(message("a"))
         worker.hold("0.1:q", "0.2:q")
         assert worker.claim().status == SUSPECT
 
     def test_nothing_is_claimed_behind_one(self, worker: Worker) -> None:
-        worker.client.hset(DEATHS, "b", 3)
+        worker.killed(message("b"), 3)
         worker.queue(message("a", eta="2100-01-01T00:00:00+00:00"), message("b"), message("c"), message("d"))
         found = worker.claim()
         assert (worker.names(found.items), found.holding, worker.client.llen("q")) == (["b"], 1, 2)
 
     def test_one_that_is_due_is_claimed_alone_too(self, worker: Worker) -> None:
-        worker.client.hset(DEATHS, "b", 3)
+        worker.killed(message("b"), 3)
         worker.client.zadd("delayed:q", {message("a"): 1, message("b"): 2})
         assert worker.names(worker.claim().items) == ["a"]
         assert worker.names(worker.claim(acks=("1.1:q",)).items) == ["b"]

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import redis
 
+from integration.leases.workers import digest, points
 from kafka_delivery_worker.lease import script
 
-LEASES, HELD, DEATHS, POISON, CLOCK = "leases", "held", "deaths", "poison", "clock"
+LEASES, HELD, DEATHS, POISON, CLOCK, BEGAN, ENDED = "leases", "held", "deaths", "poison", "clock", "began", "ended"
 LEASE_MS = 60_000
 """No machine takes so long from one statement to the next."""
 
@@ -31,8 +32,9 @@ class TestReap:
         self.client.hset(HELD, mapping={"1.1:list": message("a"), "1.2:list": message("b"), "2.1:list": message("c")})
 
     def reap(self, died: bool = True, max_deaths: int = 3, tags: tuple[str, ...] = ()) -> list[int]:
-        arguments: tuple[str | int, ...] = ("w", "", max_deaths, "1" if died else "0", *tags)
-        answer: list[int] = self.client.eval(script("reap"), 4, LEASES, HELD, DEATHS, POISON, *arguments)
+        arguments: tuple[str | int, ...] = ("w", "", max_deaths, max_deaths - 1, LEASE_MS, "1" if died else "0", *tags)
+        keys = (LEASES, HELD, DEATHS, POISON, BEGAN, ENDED)
+        answer: list[int] = self.client.eval(script("reap"), len(keys), *keys, *arguments)
         return answer
 
     def next(self) -> list[str]:
@@ -61,18 +63,17 @@ class TestReap:
 
     def test_each_death_counts_once(self) -> None:
         assert self.reap(max_deaths=2) == [3, 0]
-        assert self.client.hgetall(DEATHS) == {b"a": b"1", b"b": b"1", b"c": b"1"}
+        assert self.client.hgetall(DEATHS) == {digest(message(name)).encode(): b"10" for name in "abc"}
 
     def test_one_that_kills_too_often_is_poison(self) -> None:
-        self.client.hset(DEATHS, "b", 1)
+        self.client.hset(DEATHS, digest(message("b")), points(1))
         assert self.reap(max_deaths=2) == [2, 1]
         assert self.client.lrange(POISON, 0, -1) == [b"list\n" + message("b").encode()]
         assert self.next() == ["a", "c"]
 
-    def test_one_without_a_tag_of_its_own_is_returned(self) -> None:
-        self.client.delete(HELD)
-        self.client.hset(HELD, "1.1:list", '{"body": "a"}')
-        assert self.reap(max_deaths=1) == [1, 0]
+    def test_what_is_poison_is_not_remembered_any_more(self) -> None:
+        assert self.reap(max_deaths=1) == [0, 3]
+        assert self.client.exists(DEATHS) == 0
 
     def test_deaths_are_forgotten_after_a_day(self) -> None:
         self.client.delete(HELD)
@@ -97,7 +98,7 @@ class TestRenew:
         self.client = redis_client
 
     def renew(self, worker: str = "w") -> tuple[int, list[bytes]]:
-        answer: Any = self.client.eval(script("renew"), 2, LEASES, CLOCK, worker, LEASE_MS)
+        answer: Any = self.client.eval(script("renew"), 3, LEASES, CLOCK, BEGAN, worker, LEASE_MS)
         return answer[0], answer[1]
 
     def clock(self, beat: int, since: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
@@ -51,7 +52,7 @@ class Worker:
         acks: Sequence[bytes] = (),
         returns: Sequence[bytes] = (),
     ) -> Answer:
-        settling = Settling([*acks], [*returns], [], [])  # type: ignore[list-item]
+        settling = Settling([*acks], [*returns], [], [], [])  # type: ignore[list-item]
         arguments = self.lease.claim_arguments(room, list(lists), settling)
         answer = Answer(*self.client.eval(script("claim"), *arguments))
         self.lease.claimed([tag.decode() for tag in answer.tags], answer.items)
@@ -64,7 +65,8 @@ class Worker:
         return [held[tag] for tag in sorted(held, key=lambda t: [int(n) for n in t.partition(b":")[0].split(b".")])]
 
     def dies(self) -> None:
-        """Its lease is over, and others have been renewing theirs all the time."""
+        """Its lease is over, long after any other died, and others have been renewing theirs all the time."""
+        self.client.delete(names.LEASES_ENDED)
         self.client.zadd(self.lease.leases, {self.lease.owner: now(self.client) - 1})
 
     def reaps(self, dead: Worker) -> tuple[int, int]:
@@ -93,6 +95,21 @@ def message(name: Any, *, eta: str | None = None, size: int = 0, **more: Any) ->
             "properties": {"correlation_id": str(name), "delivery_info": {}, "delivery_tag": f"tag of {name}"},
         }
     ).encode()
+
+
+def digest(item: bytes | str) -> str:
+    """By what deaths are remembered, of a message that is not long."""
+    return hashlib.sha1(item.encode() if isinstance(item, str) else item).hexdigest()  # noqa: S324  # Redis's own
+
+
+def points(deaths: int) -> int:
+    """What is remembered of so many deaths that say something."""
+    return 10 * deaths
+
+
+def has_killed(client: AnyRedis, item: bytes, deaths: int) -> None:
+    """As if so many workers had died with a message."""
+    client.hset(names.DEATHS, digest(item), points(deaths))
 
 
 def publish(client: redis.Redis, *messages: bytes, queue: str = QUEUE) -> list[bytes]:
