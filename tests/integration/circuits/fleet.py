@@ -87,7 +87,7 @@ local ms = tonumber(ARGV[1])
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. '*')) do
   local kind = string.match(key, '([^:]*)$')
   if kind == 'st' then
-    for _, name in ipairs({'since', 'till', 'ok_at', 'streak_at', 'ramp_at', 'forced_till'}) do
+    for _, name in ipairs({'since', 'till', 'ok_at', 'streak_at', 'ramp_at', 'forced_till', 'forced_at', 'probe_at'}) do
       if tonumber(redis.call('HGET', key, name) or 0) ~= 0 then redis.call('HINCRBYFLOAT', key, name, -ms) end
     end
   elseif kind == 'f' then

@@ -51,6 +51,11 @@ class Worker:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.number = 0
+        self.looks()
+
+    def looks(self, ago_ms: int = 0) -> None:
+        """Some worker has looked at the circuits."""
+        self.client.zadd("cb:workers", {"one": now_ms() - ago_ms})
 
     def claim(
         self,
