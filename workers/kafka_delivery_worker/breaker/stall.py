@@ -1,4 +1,4 @@
-"""Whether Kafka as a whole is silent while records are in flight: that is an outage, though no record has failed yet."""
+"""Whether all of Kafka is silent while records are in flight: that is an outage, though no record has failed yet."""
 
 from __future__ import annotations
 
