@@ -213,3 +213,20 @@ def test_the_thread_reports_and_ends(redis_client: redis.Redis, monkeypatch: pyt
     ended(process)
     assert len(told) >= 1
     assert redis_client.zscore("kafka-delivery:cb:1:{default}:workers", "one") is None
+
+
+def test_what_one_process_has_missed_it_does_not_restore(one: Process, two: Process) -> None:
+    """A topic was forced open, and set to automatic while one process was away; then Redis lost everything."""
+    one.breaker._store.force("topic:orders", "open", 0, "me", "its consumers are ill")
+    for process in one, two:
+        process.breaker.tick()
+        assert process.breaker.shut_topics == {"orders"}
+    two.redis.away = True
+    two.breaker.tick()
+    one.breaker._store.force("topic:orders", "", 0, "me", "they are well")
+    one.breaker.tick()
+    one.redis._client.flushall()
+    two.redis.away = False
+    for process in two, one, two:
+        process.breaker.tick()
+    assert (one.breaker.shut_topics, two.breaker.shut_topics) == (frozenset(), frozenset())
