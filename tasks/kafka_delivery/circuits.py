@@ -50,6 +50,9 @@ class Circuit:
     forced_s: float | None = None
 
 
+LAPSES_S = 30.0
+"""A circuit that no worker has looked at for so long holds up nobody any more, unless it is forced; see claim.lua."""
+
 NO_END_S = 60.0
 """What is said of a circuit that is forced open without an end."""
 
@@ -81,26 +84,32 @@ def read(redis: RedisClient, cluster: str, scopes: Iterable[str]) -> list[Circui
     base = redis.prefix + CIRCUITS.format(cluster=cluster)
     with redis.client.pipeline(transaction=True) as pipe:
         pipe.time()
+        pipe.zrevrange(base + "workers", 0, 0, withscores=True)
         for scope in scopes:
             pipe.hgetall(f"{base}{scope}:st")
-        (seconds, microseconds), *stored = pipe.execute()
+        (seconds, microseconds), looked, *stored = pipe.execute()
     now = int(seconds) * 1000 + int(microseconds) // 1000
+    lapsed = not any(abs(now - at) <= LAPSES_S * 1000 for _, at in looked)
     return [
-        _circuit(scope, {name.decode(): value.decode() for name, value in fields.items()}, now)
+        _circuit(scope, {name.decode(): value.decode() for name, value in fields.items()}, now, lapsed)
         for scope, fields in zip(scopes, stored, strict=True)
     ]
 
 
-def _circuit(scope: str, fields: dict[str, str], now: int) -> Circuit:
+def _circuit(scope: str, fields: dict[str, str], now: int, lapsed: bool) -> Circuit:
     def number(name: str) -> float:
         return float(fields.get(name, 0))
 
+    def left_s(till: str, since: str) -> float:
+        # A beginning that is to come was written by a clock that was ahead; see circuit.lua.
+        return (number(till) - max(now, number(since))) / 1000
+
     found = fields.get("state", CLOSED)
-    remaining = max(0.0, number("till") - now) / 1000
-    if found == OPEN and not remaining:
+    remaining = max(0.0, left_s("till", "since"))
+    if found == OPEN and (not remaining or lapsed):
         found = HALF_OPEN  # its time is over: the next record shows
     forced = fields.get("forced", "")
-    forced_s = (number("forced_till") - now) / 1000 if forced and number("forced_till") else None
+    forced_s = left_s("forced_till", "forced_at") if forced and number("forced_till") else None
     if forced_s is not None and forced_s <= 0:
         forced, forced_s = "", None
     state, why, by = forced or found, fields.get("why", ""), fields.get("by", "")

@@ -28,10 +28,14 @@ class Producer:
     """As much of a producer as the pool uses."""
 
     def __init__(self) -> None:
-        self.in_flight = 0
+        self.in_flight = self.looks = 0
+        self.has_client = True
         self.reports: list[Callable[[Report], None]] = []
         self.fault: Exception | None = None
         self.begun: list[Any] = []
+
+    def collected(self) -> None:
+        self.looks += 1
 
     def told(self, which: str, missing: str) -> None:
         self.begun.append((which, missing))
@@ -68,7 +72,9 @@ class TestPool:
     def producer(self, lease: Lease, monkeypatch: pytest.MonkeyPatch) -> Producer:
         monkeypatch.setattr(pool, "process_lease", lambda: lease)
         made = Producer()
-        worker = SimpleNamespace(producer=made, breaker=SimpleNamespace(shut=False, stuck=0, client=made.told))
+        attendance = SimpleNamespace(collected=made.collected)
+        known = SimpleNamespace(shut=False, stuck=0, client=made.told, attendance=attendance)
+        worker = SimpleNamespace(producer=made, breaker=known)
         monkeypatch.setattr("kafka_delivery_worker.engine.current", lambda: worker)
         return made
 

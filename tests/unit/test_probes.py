@@ -20,7 +20,7 @@ class Watched(Probes):
     def __init__(self) -> None:
         self.now = 100.0
         self.said = 0
-        super().__init__(TAKES_S, lambda: self.now, self._say)
+        super().__init__(TAKES_S, lambda: self.now, lambda: self.now, self._say)
 
     def _say(self) -> None:
         self.said += 1
@@ -35,7 +35,7 @@ def probes() -> Watched:
 
 
 def test_each_is_concluded_once(probes: Watched) -> None:
-    probes.grant(PROBE)
+    probes.grant(PROBE, TAKES_S)
     probes.begin(PROBE, "orders")
     assert probes.report(PROBE, "ok")
     assert not probes.report(PROBE, "fail"), "it is evidence as any other then"
@@ -46,8 +46,8 @@ def test_each_is_concluded_once(probes: Watched) -> None:
 
 
 def test_one_without_a_report_has_failed_if_it_was_sent(probes: Watched) -> None:
-    probes.granted = probes.grant(PROBE)
-    probes.grant(OF_TOPIC)
+    probes.granted = probes.grant(PROBE, TAKES_S)
+    probes.grant(OF_TOPIC, TAKES_S)
     probes.begin(OF_TOPIC, "orders")
     probes.now += TAKES_S - 0.1
     probes.expire(NOTHING)
@@ -77,14 +77,14 @@ def test_what_it_was_sent_for_is_forgotten_with_it(probes: Watched, end: str) ->
         assert probes.report(PROBE, "ok")
     else:
         probes.drop(PROBE)
-    probes.grant(PROBE)
+    probes.grant(PROBE, TAKES_S)
     probes.now += HELD_BACK_S
     probes.expire({"orders"})
     assert len(probes) == 1
 
 
 def test_one_that_is_not_needed_is_not_waited_for(probes: Watched) -> None:
-    probes.granted = probes.grant(PROBE)
+    probes.granted = probes.grant(PROBE, TAKES_S)
     probes.withdraw(PROBE)
     assert (len(probes), probes.take(), probes.became()) == (0, None, [])
 

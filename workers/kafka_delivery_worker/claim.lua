@@ -96,11 +96,22 @@ if redis.call('EXISTS', KEYS[1]) == 1 then return answer(-1) end
 
 redis.call('ZADD', KEYS[2], now + lease, worker)
 
+-- Whether records wait for a circuit. One that no worker has looked at for half a minute says nothing any more, or all
+-- would wait for ever when only reports fail; but what a person forces holds until its end.
+local LAPSES = 30000
+local function shut(state, stored)
+  if stored ~= '1' then return false end
+  local forced = redis.call('HMGET', state, 'forced', 'forced_till', 'forced_at')
+  local till = tonumber(forced[2] or 0)
+  if forced[1] == 'open' and (till == 0 or (now < till and now >= tonumber(forced[3] or 0))) then return true end
+  return redis.call('ZCOUNT', circuits .. 'workers', now - LAPSES, now + LAPSES) > 0
+end
+
 local circuit = redis.call('HMGET', KEYS[5], 'shut', 'ramp_at', 'trips')
 if probe == 'cluster' then
   local till = redis.call('ZSCORE', KEYS[6], token)
   if not till or tonumber(till) <= now then return answer(-1) end
-elseif circuit[1] == '1' and probe ~= 'local' then  -- that one is for when the fleet's circuits cannot be known
+elseif probe ~= 'local' and shut(KEYS[5], circuit[1]) then  -- that one is for when the fleet's circuits cannot be known
   return answer(-1)
 end
 if probe ~= '' then
@@ -234,7 +245,8 @@ local function take_waiting(flows, released)
 end
 take_waiting(function(topic)
   if probed then return topic == probed end
-  return redis.call('HGET', circuits .. 'topic:' .. topic .. ':st', 'shut') ~= '1'
+  local state = circuits .. 'topic:' .. topic .. ':st'
+  return not shut(state, redis.call('HGET', state, 'shut'))
 end, true)
 if probed then room = 0 end
 

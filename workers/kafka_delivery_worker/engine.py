@@ -68,8 +68,9 @@ class Engine:
         self.breaker = breaker.current()
         failed, stats = (meters.failed, meters.statistics.properties(s)) if meters else (None, {})
         self.producer = Producer(
-            s, self.breaker.broker_error, failed, on_client=partial(self.breaker.client, "main"), **stats
-        )
+            s, self.breaker.broker_error, failed, partial(self.breaker.client, "main"),
+            self.breaker.attendance.collected, **stats,
+        )  # fmt: skip
         self.outcomes: dict[str, list[Report]] = {}
         """By delivery tag: reports of records that the event loop produced, for the task that goes on where one failed.
         Not by message id: one id may be in flight twice, say on two topics."""

@@ -203,6 +203,8 @@ class TaskPool(ThreadPool):
         self._producer.serve(timeout_s)
         for lane in self.lanes.values():
             lane.settle()
+        if self._producer.has_client:
+            self._breaker.attendance.collected()
 
     def on_stop(self) -> None:
         """Wait for the reports of what is in flight; the event loop does no longer. The engine ends the waiting."""

@@ -44,9 +44,6 @@ MAX_RESENDS = 2
 LOST_REPORT_WAIT_S = 1.0
 """After a client failed and was purged, its reports are there within milliseconds; what is missing is lost."""
 
-COLLECTED_S = 2.0
-"""Who polls for its reports does so ten times a second at least; what keeps it longer keeps these from being seen."""
-
 MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 
 CHECK_TOKEN_S = 2.0
@@ -162,6 +159,7 @@ class Producer:
         on_failure: called with topic and code of each record that is reported as failed.
         on_client: called by the thread that makes clients, with "" as soon as there is one, and with the reason after
             each try that failed. Where that thread cannot be started, the thread that needs a client calls it.
+        on_collected: called after each look at the reports by a thread of the producer's own; who calls `serve` knows.
         **properties: librdkafka properties that differ from them.
     """
 
@@ -171,11 +169,13 @@ class Producer:
         on_error: Callable[[int], None] | None = None,
         on_failure: Callable[[str, int], None] | None = None,
         on_client: Callable[[str], None] | None = None,
+        on_collected: Callable[[], None] = lambda: None,
         **properties: Any,
     ) -> None:
         self._told = on_error
         self._on_failure = on_failure
         self._on_client = on_client
+        self._on_collected = on_collected
         self._properties = librdkafka_properties(settings) | properties
         function = self._properties.pop("oauth_cb", None)
         self._tokens = None if function is None else TokenSource(function)
@@ -198,7 +198,6 @@ class Producer:
         self._pending: set[_Pending] = set()
         self._closing = False
         self._wake: Callable[[], None] | None = None
-        self._served_at = monotonic()
         self._last_error: tuple[float, KafkaError] | None = None
         self._logged: dict[int, float] = {}
         self.replaced = 0
@@ -266,15 +265,12 @@ class Producer:
                 self._drop_waiting()
             return
         failure = self._serve(made, partial(made.client.poll, timeout_s))
-        self._served_at = monotonic()
         if failure is not None:
             self._replace(made, failure)
 
     def answers(self, topic: str, timeout_s: float) -> bool:
         """Whether any broker says within `timeout_s` what it knows of a topic; it is not created by asking."""
         made = self._made
-        if self._wake is not None and monotonic() - self._served_at > COLLECTED_S:
-            return False  # nobody collects the reports, which may all be there: this process is silent, not the topic
         try:
             return made is not None and bool(made.client.list_topics(topic, timeout_s))
         except (KafkaException, RuntimeError):  # it cannot be reached, or the client was closed meanwhile
@@ -605,6 +601,7 @@ class Producer:
     def _poll(self, connection: Connection) -> None:
         while connection.current and (self._pending or not self._closing):
             failure = self._serve(connection, partial(connection.client.poll, POLL_S))
+            self._on_collected()
             if failure is not None:
                 self._replace(connection, failure)
 

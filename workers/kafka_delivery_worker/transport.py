@@ -325,10 +325,10 @@ class Channel(redis.Channel):
     def _claim(self, *, ahead: bool) -> None:
         lists = self._lists()
         room = self._room()
-        probe = None if ahead else self.breaker.take_probe()
-        if self.breaker.shut and probe is None:
+        probes = bool(lists) and not ahead and self.breaker.has_probe
+        if self.breaker.shut and not probes:
             room = 0  # also where Redis does not know, or no longer
-        if not lists or (room <= 0 and not self.lease.to_settle and probe is None):
+        if not lists or (room <= 0 and not self.lease.to_settle and not probes):
             self._quiet_until = monotonic() + SHUT_S if self.breaker.shut else 0.0
             return
         if ahead and room < CLAIM // 4:
@@ -336,7 +336,16 @@ class Channel(redis.Channel):
         if self._script_id is None:
             self._script_id = self.lease.redis.script_load(script("claim"))
         self._sent = self.lease.take_settled()
-        self._probe = probe
+        self._probe = probe = self.breaker.take_probe() if probes else None
+        if self.breaker.shut and probe is None:  # it is another's by now
+            room = 0
+        try:
+            self._ask_for(lists, room, probe)
+        except BaseException:  # kombu closes the channel, which gives back only what it knows to be asked
+            self._answer_lost()
+            raise
+
+    def _ask_for(self, lists: list[str], room: int, probe: Probe | None) -> None:
         limit = int(self.qos.prefetch_count) or CLAIM
         arguments = self.lease.claim_arguments(
             max(room, 0 if probe is None else 1), lists, self._sent, limit, probe or ("", ""), self.beyond

@@ -81,10 +81,17 @@ class Process:
         self.breaker.tick()
 
     def passes(self, seconds: float) -> None:
-        """So much time goes by, for this process and for the fleet."""
+        """So much time goes by, for this process and for the fleet; somebody collects reports all the time."""
         passes(self.redis._client, int(seconds) * 1000)
-        self.clock.now += int(seconds)
+        for _ in range(int(seconds)):
+            self.clock.now += 1
+            self.breaker.attendance.collected()
         self.breaker.tick()
+
+    def stands_still(self, seconds: int) -> None:
+        """So much time goes by, in which nothing of this process runs."""
+        passes(self.redis._client, seconds * 1000)
+        self.clock.now += seconds
 
     def recovers(self) -> None:
         """As many probes arrive as close the circuit."""

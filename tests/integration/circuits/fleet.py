@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 import redis
 
 from kafka_delivery.settings import Settings
+from kafka_delivery_worker.breaker import store
 from kafka_delivery_worker.breaker.rules import Rules
 from kafka_delivery_worker.breaker.store import CircuitStore, Counted, View
 from servers import AnyRedis
@@ -87,7 +91,7 @@ local ms = tonumber(ARGV[1])
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. '*')) do
   local kind = string.match(key, '([^:]*)$')
   if kind == 'st' then
-    for _, name in ipairs({'since', 'till', 'ok_at', 'streak_at', 'ramp_at', 'forced_till'}) do
+    for _, name in ipairs({'since', 'till', 'ok_at', 'streak_at', 'ramp_at', 'forced_till', 'forced_at', 'probe_at'}) do
       if tonumber(redis.call('HGET', key, name) or 0) ~= 0 then redis.call('HINCRBYFLOAT', key, name, -ms) end
     end
   elseif kind == 'f' then
@@ -135,6 +139,30 @@ def closed_again(client: redis.Redis, worker: Worker) -> None:
         assert worker.probes(f"good {n}") == "probe"
         worker.settles("ok", f"good {n}")
     assert worker.looks().state == "closed"
+
+
+class RedisClock:
+    """Redis's clock, as a test sets it: the scripts read a key instead."""
+
+    KEY = "a test's clock"
+
+    def __init__(self, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._client = client
+        self.ms = now_ms(client)
+        self.passes(0)
+        read = store.source
+        monkeypatch.setattr(store, "source", lambda operation: self.set_in(read(operation)))
+
+    def set_in(self, script: str) -> str:
+        """`script`, by this clock."""
+        changed = script.replace("redis.call('TIME')", f'cjson.decode(redis.call("GET", "{self.KEY}"))')
+        assert changed != script
+        return changed
+
+    def passes(self, ms: int) -> None:
+        """So much time goes by; or it steps, to another host's clock."""
+        self.ms += ms
+        self._client.set(self.KEY, json.dumps([self.ms // 1000, self.ms % 1000 * 1000]))
 
 
 def now_ms(client: redis.Redis) -> int:

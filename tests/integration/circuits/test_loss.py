@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from integration.circuits.fleet import BASE, CLUSTER, RULES, SLOW, Worker, closed_again, history, opened, passes
+from integration.circuits.fleet import BASE, CLUSTER, RULES, SLOW, TOPIC, Worker, closed_again, history, opened, passes
 
 
 class TestLoss:
@@ -79,3 +79,53 @@ def test_a_full_redis_hinders_nothing(client: redis.Redis) -> None:
         assert worker.looks().shut
     finally:
         client.config_set("maxmemory", 0)
+
+
+class TestTheNewestHolds:
+    """Redis loses everything. Some workers have seen that a circuit is closed again, or automatic, and others have not."""
+
+    @pytest.mark.parametrize("first", ["who knows the newest", "who does not"])
+    @pytest.mark.parametrize("scope", [CLUSTER, TOPIC])
+    def test_what_was_forced_and_is_automatic_again_stays_so(
+        self, client: redis.Redis, first: str, scope: str
+    ) -> None:
+        old, new = Worker(client, "old"), Worker(client, "new")
+        old.store.force(scope, "open", 0, "me", "maintenance")
+        old.looks()
+        new.store.force(scope, "", 0, "me", "done")
+        new.looks()
+        client.flushall()
+        for worker in (new, old) if first == "who knows the newest" else (old, new):
+            worker.knows()
+        for worker in new, old:
+            worker.looks()
+            assert not worker.views[scope].shut
+            assert worker.views[scope].forced == ""
+
+    @pytest.mark.parametrize("first", ["who knows the newest", "who does not"])
+    def test_what_was_open_and_is_closed_stays_so(self, client: redis.Redis, first: str) -> None:
+        old, new = opened(client, "old"), Worker(client, "new")
+        closed_again(client, new)
+        client.flushall()
+        for worker in (new, old) if first == "who knows the newest" else (old, new):
+            worker.knows()
+        assert (new.looks().state, old.looks().state) == ("closed", "closed")
+
+    def test_what_was_automatic_and_is_forced_is_forced(self, client: redis.Redis) -> None:
+        old, new = Worker(client, "old"), Worker(client, "new")
+        old.store.force(CLUSTER, "closed", 0, "me", "first")
+        old.looks()
+        new.store.force(CLUSTER, "open", 60_000, "me", "maintenance")
+        new.looks()
+        client.flushall()
+        for worker in new, old:
+            worker.knows()
+        assert old.looks().forced == new.looks().forced == "open"
+        assert 0 < new.views[CLUSTER].forced_ms <= 60_000
+
+    def test_nobody_tells_it_twice(self, client: redis.Redis) -> None:
+        workers = [opened(client, "one"), Worker(client, "two")]
+        client.flushall()
+        for worker in workers * 3:
+            worker.knows()
+        assert history(client) == [(CLUSTER, "closed", "open")]

@@ -23,6 +23,7 @@ from integration.circuits.fleet import (
 )
 from kafka_delivery import circuits
 from kafka_delivery_worker.breaker.store import source
+from kafka_delivery_worker.lease import script
 from servers import AnyRedis
 
 
@@ -116,3 +117,39 @@ class TestViews:
                 assert worker.probes() == "denied"
                 passes(client, 600_000)
                 assert worker.probes() == "probe"
+
+
+class TestLapsing:
+    """A circuit that no worker looks at any more."""
+
+    def test_is_told_as_one_that_the_next_record_shows(self, client: redis.Redis) -> None:
+        worker = opened(client, rules=SLOW)
+        (found,) = circuits.read(worker.store._redis, "default", [CLUSTER])
+        assert found.state == "open"
+        client.zadd(BASE + "workers", {"one": now_ms(client) - circuits.LAPSES_S * 1000 - 1_000})
+        (found,) = circuits.read(worker.store._redis, "default", [CLUSTER])
+        assert (found.state, found.retry_after) == ("half-open", 0)
+
+    def test_holds_what_a_person_forced(self, client: redis.Redis) -> None:
+        worker = Worker(client)
+        worker.store.force(CLUSTER, "open", 0, "me", "maintenance")
+        client.delete(BASE + "workers")
+        (found,) = circuits.read(worker.store._redis, "default", [CLUSTER])
+        assert found.state == "open"
+
+    def test_claims_and_readers_agree_on_when(self) -> None:
+        (lapses,) = re.findall(r"^local LAPSES = (\d+)", script("claim"), re.MULTILINE)
+        assert int(lapses) == circuits.LAPSES_S * 1000
+
+    @pytest.mark.parametrize("operation", ["report", "admit", "settle"])
+    def test_whatever_a_worker_asks_is_a_look(self, client: redis.Redis, operation: str) -> None:
+        worker = opened(client)
+        client.delete(BASE + "workers")
+        {"report": worker.looks, "admit": worker.probes, "settle": lambda: worker.settles("ok")}[operation]()
+        assert client.zscore(BASE + "workers", "one") is not None
+
+    def test_who_forces_it_is_no_worker(self, client: redis.Redis) -> None:
+        worker = Worker(client)
+        client.delete(BASE + "workers")
+        worker.store.force(CLUSTER, "open", 0, "me", "maintenance")
+        assert not client.exists(BASE + "workers")

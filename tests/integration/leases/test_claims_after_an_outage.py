@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pytest
 import redis
 
 from integration.leases.workers import (
@@ -23,9 +24,11 @@ from integration.leases.workers import (
     queued,
 )
 from kafka_delivery import names
+from kafka_delivery.circuits import LAPSES_S
 from kafka_delivery_worker.lease import Settling, script
 
-CIRCUIT = "kafka-delivery:cb:1:{default}:cluster:"
+CIRCUITS = "kafka-delivery:cb:1:{default}:"
+CIRCUIT = CIRCUITS + "cluster:"
 
 
 OF_TOPIC = "kafka-delivery:cb:1:{default}:topic:orders:st"
@@ -33,6 +36,11 @@ OF_TOPIC = "kafka-delivery:cb:1:{default}:topic:orders:st"
 
 class TestCircuits:
     """What is claimed while a circuit is open, and after it; what decides is written by the circuits' own scripts."""
+
+    @pytest.fixture(autouse=True)
+    def looked_at(self, client: redis.Redis) -> None:
+        """Some worker has reported, and goes on doing so for as long as no test takes."""
+        client.zadd(CIRCUITS + "workers", {"one": now(client) + LAPSES_S * 1000})
 
     def claim(self, worker: Worker, room: int = 500, limit: int = 1_000, probe: tuple[str, str] = ("", ""),
               asides: Sequence[tuple[bytes, str]] = (), lists: tuple[str, ...] = (QUEUE,),

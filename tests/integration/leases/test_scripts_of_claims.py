@@ -24,6 +24,7 @@ GATE, LEASES, HELD, DEATHS, CIRCUIT, PROBES, WAITING, POISON = (
 LEASE_MS = 60_000
 """No machine takes so long from one statement to the next."""
 
+LAPSES_MS = 30_000
 NOTHING, CLAIMED, SUSPECT, RAMP, SHUT = 0, 1, 2, 3, -1
 
 
@@ -53,6 +54,11 @@ class Worker:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.number = 0
+        self.looks(-LAPSES_MS // 2)
+
+    def looks(self, ago_ms: int) -> None:
+        """Some worker has looked at the circuits, or goes on with it for longer than a test takes."""
+        self.client.zadd("cb:workers", {"one": now_ms() - ago_ms})
 
     def claim(
         self,
@@ -185,6 +191,33 @@ class TestCluster:
         assert worker.claim().status == SHUT
         assert worker.claim(probe="topic:orders").status == SHUT
 
+    @pytest.mark.parametrize("ago_ms", [LAPSES_MS + 1_000, -LAPSES_MS - LEASE_MS])
+    def test_one_that_nobody_looks_at_holds_up_nothing(self, worker: Worker, ago_ms: int) -> None:
+        """Or all would wait for ever where claims are done and reports are not; also by a clock that was wrong."""
+        worker.looks(ago_ms)
+        assert worker.names(worker.claim().items) == ["a", "b"]
+
+    def test_while_somebody_looks_it_holds(self, worker: Worker) -> None:
+        worker.looks(LAPSES_MS // 2)
+        assert worker.claim().status == SHUT
+
+    @pytest.mark.parametrize(
+        ("till_ms", "at_ms", "status"),
+        [(0, -LEASE_MS, SHUT), (LEASE_MS, -LEASE_MS, SHUT), (-1, -LEASE_MS, CLAIMED), (2 * LEASE_MS, LEASE_MS, CLAIMED)],
+    )
+    def test_what_a_person_holds_open_ends_in_its_own_time(
+        self, worker: Worker, till_ms: int, at_ms: int, status: int
+    ) -> None:
+        worker.client.delete("cb:workers")
+        till = till_ms and now_ms() + till_ms
+        worker.client.hset(CIRCUIT, mapping={"forced": "open", "forced_till": till, "forced_at": now_ms() + at_ms})
+        assert worker.claim().status == status
+
+    def test_what_a_person_holds_closed_does_not_hold_up(self, worker: Worker) -> None:
+        worker.client.delete("cb:workers")
+        worker.client.hset(CIRCUIT, mapping={"forced": "closed", "forced_till": 0})
+        assert worker.claim().status == CLAIMED
+
     def test_one_message_probes_it(self, worker: Worker) -> None:
         worker.client.zadd(PROBES, {"t": now_ms() + LEASE_MS})
         assert worker.names(worker.claim(probe="cluster", token="t").items) == ["a"]  # noqa: S106  # no secret
@@ -283,6 +316,11 @@ class TestPutAside:
         worker.client.hset("cb:topic:orders:st", "shut", "1")
         assert worker.names(worker.claim().items) == ["c"]
         assert worker.client.smembers(WAITING) == {b"orders:q"}
+
+    def test_does_not_wait_where_nobody_looks(self, worker: Worker) -> None:
+        worker.client.hset("cb:topic:orders:st", "shut", "1")
+        worker.looks(LAPSES_MS + 1_000)
+        assert worker.names(worker.claim().items) == ["a", "b", "c"]
 
     def test_one_probes_it(self, worker: Worker) -> None:
         worker.client.hset("cb:topic:orders:st", "shut", "1")

@@ -81,6 +81,33 @@ class TestRoom:
         broker.look()
         assert len(broker.got) == 11
 
+    @pytest.mark.parametrize("what", ["its script is not there", "its connection is not there"])
+    def test_a_probe_for_which_nothing_could_be_asked_is_another_ones(
+        self, still: Breaker, broker: Broker, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, what: str
+    ) -> None:
+        """And what is done with is told with the next claim."""
+        publish(redis_client, "first")
+        broker.turn(lambda: broker.got)
+        broker.turn(lambda: broker.channel._asked == "wait")
+        broker.turn(lambda: not broker.channel._asked)
+        broker.got[0].ack()
+        probe = still._probes.grant(Probe("cluster", "token"), 60)
+        still._probes.granted = probe
+
+        def away(*_: object) -> None:
+            raise redis.ConnectionError
+
+        with monkeypatch.context() as patch:
+            if what == "its script is not there":
+                broker.channel._script_id = None
+                patch.setattr(redis_client, "script_load", away)
+            else:
+                patch.setattr(broker.channel, "_ask", away)
+            with pytest.raises(redis.ConnectionError):
+                broker.channel._claim(ahead=False)
+        assert still.has_probe or still._probes.take_settled() == [(probe, "ignore", "")]
+        broker.turn(lambda: not held(redis_client))
+
     def test_bytes_are_bounded_over_claims(
         self, lease: Lease, redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:

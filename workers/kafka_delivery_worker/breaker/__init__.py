@@ -32,27 +32,36 @@ from kafka_delivery.redis_client import RedisClient
 from .. import paused
 from ..classify import Scope, verdict
 from ..standstill import Standstill
+from .attendance import Attendance
 from .outcomes import LOCAL, Admission, Probe, Tally, count_failure, count_ok, of_probe
 from .probes import SEEK_PAUSE_S, Probes, Settled
 from .rules import LocalCircuit, Rules
 from .silence import Silences
+from .stall import Stall
 from .store import CircuitStore, Counted, View
 
 log = logging.getLogger("kafka_delivery.breaker")
 
 __all__ = ["Admission", "Breaker", "Probe", "current"]
 
-REDIS_TIMEOUT_S = 0.1
-"""Of the breaker's own client: a slow Redis must not slow the records down that it is asked about."""
+REDIS_TIMEOUT_S = 5.0
+"""Of the breaker's own client: a Redis that is slow is no Redis that is away. Only its thread waits so long, and of the
+records that meet an open circuit the one which asks for its probe."""
+
+FIRST_LOOK_S = 3.0
+"""Longest wait for Redis before a process takes its first record; if it knows nothing by then, it finds out."""
+
+STOP_S = 3.0
+"""How long the end of a process waits for the last report."""
 
 BUSY_S, QUIET_S = 0.25, 1.0
 """How often outcomes are reported, and how often a worker looks without any."""
 
-DOWN_S = 5.0
-"""All brokers are down for this long, with records in flight: that is an outage."""
-
 PROBE_GRACE_S = 5.0
-"""How much longer than a probe may take its lease lasts: only a worker that died loses one."""
+"""How much longer than a probe may take its lease lasts: only a worker that died loses one. And where Redis is slow, so
+many round trips more: one is waited for before it is claimed, one claims it, one is under way before one settles it."""
+
+PROBE_TRIPS = 4
 
 MAX_TOPICS = 100
 """Whose outcomes a process counts by themselves at a time; more in trouble at once are the cluster's trouble."""
@@ -92,11 +101,17 @@ class Breaker:
         self._clock = clock
         self._lock = threading.Lock()
         self._generation = 1
+        self._sure_from = 0
+        """The generation from which on a record that times out has not done so in a gap."""
+        self.attendance = Attendance(clock, self._gap)
+        """The clock by which Kafka's silence is judged."""
         self._cluster = Tally()
         self._topics: dict[str, Tally] = {}
         self._views: dict[str, View] = {CLUSTER_SCOPE: View(CLUSTER_SCOPE)}
         self._viewed_at = clock()
         self._attached = True
+        self._trip_s = 0.0
+        """What Redis took for its last answer."""
         self.local = LocalCircuit(rules)
         self.standstill = Standstill(clock)
         self._standing_still = ""
@@ -108,20 +123,19 @@ class Breaker:
         """Records of this process without a report, by topic."""
         self.stuck = 0
         """Records in flight for topics whose circuits are open."""
-        self._reports = self._seen_reports = 0
-        self._quiet_since: float | None = None
+        self._stall = Stall(stall_s)
         self._heard: set[str] = set()
         self._arrived = False
         self._silences = Silences(stall_s, unknown_s)
         self.answers: Callable[[str, float], bool] = lambda topic, timeout_s: False
         """Whether any broker says within a time what it knows of a topic."""
-        self._down_at: float | None = None
         self._failed_at = -QUIET_S
         self._ok_at = -OK_S
         self._claimed_by: Callable[[], None] | None = None
         self._wake = threading.Event()
-        self._probes = Probes(stall_s, clock, self._wake.set)
+        self._probes = Probes(stall_s, clock, lambda: self.attendance.now, self._wake.set)
         self._asking = threading.Lock()
+        self._looked = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -164,8 +178,10 @@ class Breaker:
         """As `admission`, for who claims nothing: a round trip may make this record the probe that is due."""
         if self._claimed_by is not None or self._standing_still:
             return None
+        if not self._asking.acquire(blocking=False):  # of many threads one, and no other waits for its answer
+            return None
         probe: Probe | None = None
-        with self._asking:  # of many threads one
+        try:
             if self.local.state != CLOSED:
                 if self.local.due(self._now_ms()) and not self._probes:
                     probe = self._begin_local()
@@ -173,6 +189,8 @@ class Breaker:
                 scope = CLUSTER_SCOPE if self._shut else TOPIC_SCOPE + topic
                 if self._remaining_s(scope) <= 0 and self._probes.may_seek(scope):
                     probe = self._admitted(scope)
+        finally:
+            self._asking.release()
         if probe is not None:
             self.begun(probe.mark, topic)
         return probe
@@ -180,10 +198,10 @@ class Breaker:
     def delivered(self, admission: Admission, topic: str, records: int = 1) -> None:
         """A record is in the log, or so many that were sent under the same admission."""
         with self._lock:
-            self._reports += records
+            self._stall.heard(records)
+            self._stall.arrived()
             self._heard.add(topic)
             self._arrived = True
-            self._down_at = None
             if self.standstill.failures:
                 self.standstill.succeeded()
             if isinstance(admission, Probe):
@@ -202,7 +220,9 @@ class Breaker:
         # A timeout hides its cause, which may be one partition's; report.lua asks whether others succeed.
         of_topic = answered or code == KafkaError._MSG_TIMED_OUT
         with self._lock:
-            self._reports += 1
+            if code < 0 and self._gave_up_in_a_gap(admission):
+                return
+            self._stall.heard()
             self._heard.add(topic)
             if isinstance(admission, Probe):
                 outcome = of_probe(admission, found.scope, answered, of_topic, code > 0)
@@ -225,13 +245,32 @@ class Breaker:
 
     def _may_be_its_own(self, answered: bool) -> bool:
         """Whether a topic's failure is worth a count of its own: not where nothing arrives at all."""
-        arrives = answered or self._cluster.ok > 0 or self._clock() - self._ok_at < OK_S
+        arrives = answered or self._cluster.ok > 0 or self.attendance.now - self._ok_at < OK_S
         return arrives and not self._shut and len(self._topics) < MAX_TOPICS
+
+    def _gave_up_in_a_gap(self, admission: Admission) -> bool:
+        """Whether a record that librdkafka itself gave up may have timed out because this process stood still.
+
+        It is no evidence then, and no sign of life either. What a broker says counts whenever it is read.
+        """
+        if self.attendance.in_gap:
+            self._no_failure_of_before_counts()
+        if isinstance(admission, Probe):
+            return self._probes.give_up(admission)
+        return admission < self._sure_from
+
+    def _gap(self) -> None:
+        with self._lock:
+            self._no_failure_of_before_counts()
+
+    def _no_failure_of_before_counts(self) -> None:
+        self._generation += 1
+        self._sure_from = self._generation
+        self._probes.doubt()
 
     def broker_error(self, code: int) -> None:
         """librdkafka says that something is wrong with its brokers."""
-        if code == KafkaError._ALL_BROKERS_DOWN and self._down_at is None:
-            self._down_at = self._clock()
+        if code == KafkaError._ALL_BROKERS_DOWN and self._stall.brokers_down(self.attendance.now):
             self._wake.set()
 
     @property
@@ -311,10 +350,10 @@ class Breaker:
 
     # -- the breaker's own thread
     def start(self) -> None:
-        """Look once, then report and look from a thread of this process."""
-        self.tick()
+        """Report and look from a thread of this process; wait a moment for its first look."""
         self._thread = threading.Thread(target=self._run, name="kafka-delivery-breaker", daemon=True)
         self._thread.start()
+        self._looked.wait(FIRST_LOOK_S)
 
     def stop(self) -> None:
         """Report what is left; a probe that has no report yet is another worker's to send."""
@@ -322,25 +361,29 @@ class Breaker:
         self._probes.drop_all()
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(1)
+            self._thread.join(STOP_S)
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            last = self._stop.is_set()
+            try:
+                self.tick()
+            except Exception:  # without this thread nothing would ever open or close again
+                log.exception("breaker.tick_failed")
+            self._looked.set()
+            if not last:
+                counted = self._cluster.ok or self._cluster.fail or self._topics
+                self._wake.wait(BUSY_S if counted else self._quiet_s())
+                self._wake.clear()
+        self._leave()
+
+    def _leave(self) -> None:
         if self._claimed_by is not None:
             with suppress(*QUEUE_FAULTS):  # then it is taken for alive for another five seconds
                 self._store.leave()
                 if self._told_standing_still:
                     self._store.say_paused("", 0)
-
-    def _run(self) -> None:
-        while True:
-            last = self._stop.is_set()
-            counted = self._cluster.ok or self._cluster.fail or self._topics
-            self._wake.wait(0 if last else BUSY_S if counted else self._quiet_s())
-            self._wake.clear()
-            try:
-                self.tick()
-            except Exception:  # without this thread nothing would ever open or close again
-                log.exception("breaker.tick_failed")
-            if last:
-                return
 
     def _quiet_s(self) -> float:
         """Seconds until something is due, a second at most."""
@@ -352,16 +395,17 @@ class Breaker:
 
     def tick(self) -> None:
         """Report, learn, judge, and ask for a probe that is due."""
+        self.attendance.tick()
         in_flight = self.in_flight()
         stalled = self._stalled(in_flight)
         own = self.shut_topics | self._silences.overtaken
-        hard = self._hard(sum(in_flight.values()) - _of(own, in_flight))
+        hard = self._stall.why(self.attendance.now, sum(in_flight.values()) - _of(own, in_flight))
         with self._lock:
             cluster = self._cluster.take()
             topics = {topic: tally.take() for topic, tally in self._topics.items()}
             self._forget_quiet_topics()
         if cluster[0]:
-            self._ok_at = self._clock()
+            self._ok_at = self.attendance.now
         settled = self._settle_local()
         tripped = self.local.report(self._now_ms(), cluster[0], cluster[1], bool(cluster[2]), hard)
         if cluster[3]:
@@ -373,8 +417,10 @@ class Breaker:
                 _, view = self._store.settle(*probe, outcome, why)
                 _log_change(view)
                 settled.pop(0)
+            asked_at = self._clock()
             alive, views = self._store.report(self._counted(cluster, topics, hard, stalled))
-        except QUEUE_FAULTS as error:
+            self._trip_s = self._clock() - asked_at
+        except Exception as error:  # whatever it is: nobody's circuit is known then
             self._probes.keep(settled)  # may be repeated, and tells nothing wrong if it is
             self._detach(error)
         else:
@@ -398,8 +444,8 @@ class Breaker:
         known = {CLUSTER_SCOPE: (cluster, hard)}
         for topic in topics | stalled:
             known[TOPIC_SCOPE + topic] = topics.get(topic, nothing), stalled.get(topic, "")
-        # What Redis may have lost is told it again, whether there is anything to count or not.
-        known |= {scope: (nothing, "") for scope, view in self._views.items() if view.known and scope not in known}
+        # What Redis may have lost is told it again, whether there is anything to count or not; also that it is well.
+        known |= {scope: (nothing, "") for scope, view in self._views.items() if view.epoch and scope not in known}
         passed = int((self._clock() - self._viewed_at) * 1000)
         for scope, ((ok, fail, row, late), why) in known.items():
             view = self._views.get(scope) or View(scope)
@@ -426,7 +472,7 @@ class Breaker:
         """What was sent before says nothing about this circuit as it is now."""
         if scope == CLUSTER_SCOPE:
             self.local.reset()
-            self._quiet_since = self._down_at = None
+            self._stall.begin_anew()
         with self._lock:
             self._generation += 1
             topic = scope.removeprefix(TOPIC_SCOPE)
@@ -449,7 +495,8 @@ class Breaker:
         if not self._attached:
             return
         self._attached = False
-        log.warning("breaker.detached error=%s shut=%s", type(error).__name__, self._shut)
+        unexpected = None if isinstance(error, QUEUE_FAULTS) else error
+        log.warning("breaker.detached error=%s shut=%s", type(error).__name__, self._shut, exc_info=unexpected)
         view = self._views[CLUSTER_SCOPE]
         if view.shut:  # what was known holds until its time, then one record shows
             till = self._now_ms() + 1000 * self._remaining_s(CLUSTER_SCOPE)
@@ -465,30 +512,13 @@ class Breaker:
 
     def _stalled(self, in_flight: Mapping[str, int]) -> dict[str, str]:
         """Topics that are silent while others' records arrive, and why that is trouble."""
-        now = self._clock()
+        now = self.attendance.now
         with self._lock:
             heard, self._heard = self._heard, set()
             arrived, self._arrived = self._arrived, False
         answers = None if self._shut or self._stop.is_set() else self.answers
         self._silences.listen(now, in_flight.keys(), heard | self.shut_topics, arrived, answers)
         return self._silences.stalled(now)
-
-    def _hard(self, waiting: int) -> str:
-        """Why the cluster is down for sure, or ""; `waiting` are records without a report."""
-        now = self._clock()
-        if waiting <= 0 or self._reports != self._seen_reports:
-            self._seen_reports, self._quiet_since = self._reports, None
-        if waiting <= 0:
-            self._down_at = None  # long ago, perhaps, when nothing was to be sent
-            return ""
-        if self._quiet_since is None:
-            self._quiet_since = now
-        if now - self._quiet_since >= self._stall_s:
-            return f"no report for {self._stall_s:g} s"
-        down_at = self._down_at
-        if down_at is not None and now - max(down_at, self._quiet_since) >= min(DOWN_S, self._stall_s):
-            return "all brokers are down"
-        return ""
 
     def _apply(self) -> None:
         self._say_whether_it_stands_still()
@@ -547,18 +577,19 @@ class Breaker:
 
     def _begin_local(self) -> Probe:
         self.local.begin()
-        return self._probes.grant(Probe(LOCAL, uuid.uuid4().hex))
+        return self._probes.grant(Probe(LOCAL, uuid.uuid4().hex), self._claim_s)
 
     def _admitted(self, scope: str) -> Probe | None:
         probe = self._probes.wanted(scope)
         try:
             answer, view = self._store.admit(*probe, self._lease_ms)
         except QUEUE_FAULTS:
+            self._probes.pause(scope, BUSY_S)  # each record would wait for it
             return None
         _log_change(view)
         self._probes.answered(probe)
         if answer == "probe":
-            return self._probes.grant(probe)
+            return self._probes.grant(probe, self._claim_s)
         self._probes.pause(scope, BUSY_S)
         self._wake.set()  # it is not as we thought
         return None
@@ -573,7 +604,12 @@ class Breaker:
 
     @property
     def _lease_ms(self) -> int:
-        return int((self._stall_s + PROBE_GRACE_S) * 1000)
+        return int((self._stall_s + PROBE_GRACE_S + PROBE_TRIPS * self._trip_s) * 1000)
+
+    @property
+    def _claim_s(self) -> float:
+        """How long a probe may wait for its record to be claimed."""
+        return self._stall_s + PROBE_TRIPS * self._trip_s
 
     def _remaining_s(self, scope: str) -> float:
         """Seconds until the fleet's circuit is due, as it was last seen."""

@@ -9,7 +9,9 @@
 --   p   sorted set: probe token -> when its lease ends (ms)
 -- and under <base>: workers, topics (sorted sets by time, ms), log (stream of transitions).
 --
--- All times are Redis's own. An open circuit is a state with an end, never a key that expires.
+-- All times are Redis's own, whose clock may have been another one: with each time that holds something up lies when it
+-- was written, and a beginning that has not come yet is now. An open circuit is a state with an end, never a key that
+-- expires. While no worker looks for half a minute it holds up no claim (claim.lua).
 local base, rules, worker, dice = KEYS[1], cjson.decode(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local CLUSTER = 'cluster'
 local LOG = 1000                 -- transitions that are kept
@@ -19,9 +21,9 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 
 local NUMBERS = {
   epoch = 0, since = 0, till = 0, trips = 0, good = 0, lost = 0, ok_at = 0, streak = 0, streak_at = 0, ramp_at = 0,
-  forced_till = 0, silent = 0,
+  forced_till = 0, forced_at = 0, silent = 0, probe_at = 0, probe_ms = 0,
 }
-local TEXTS = {state = 'closed', why = '', by = '', forced = '', forced_by = '', forced_why = ''}
+local TEXTS = {state = 'closed', why = '', by = '', forced = '', forced_by = '', forced_why = '', probe = ''}
 
 -- A full Redis refuses a script whose first write needs memory, and lets all of any other pass. This one needs none: what
 -- fills Redis may be the backlog of the very outage that ends here.
@@ -34,6 +36,13 @@ local function shut(s)  -- whether records wait; what a person forces comes befo
   return s.forced == '' and s.state ~= 'closed'
 end
 
+local function began(s, at, till)  -- no beginning is to come: what a clock that was ahead began lasts as long from now
+  local ahead = s[at] - now
+  if ahead <= 0 then return end
+  s[at], s.moved = now, true
+  if till and s[till] > 0 then s[till] = s[till] - ahead end
+end
+
 local function load(scope)
   local s = {scope = scope, changed = 0}
   for name, value in pairs(NUMBERS) do s[name] = value end
@@ -41,9 +50,11 @@ local function load(scope)
   local stored = redis.call('HGETALL', key(scope, 'st'))
   for i = 1, #stored, 2 do s[stored[i]] = NUMBERS[stored[i]] and tonumber(stored[i + 1]) or stored[i + 1] end
   s.was_shut = s.shut == '1'
-  -- The clock of another host, after a failover, must not make an outage longer than it may be.
+  began(s, 'since', 'till')
+  began(s, 'forced_at', 'forced_till')
+  began(s, 'ok_at')
+  began(s, 'streak_at')
   s.till = math.min(s.till, now + rules.max_open_ms * (1 + rules.jitter))
-  s.ok_at, s.since = math.min(s.ok_at, now), math.min(s.since, now)
   if s.forced ~= '' and s.forced_till > 0 and s.forced_till <= now then
     s.forced, s.ended = '', s.forced
   end
@@ -69,11 +80,11 @@ local function save(s)
   redis.call('PEXPIRE', key(s.scope, 'st'), KEEP)
 end
 
-local function change(s, to, why)
+local function change(s, to, why, epoch)
   local from = s.state
   if from == 'closed' and now - s.since > rules.forget_ms then s.trips = 0 end  -- well since long: a new outage
   s.state, s.why, s.by, s.since = to, why, worker, now
-  s.epoch = math.max(s.epoch + 1, now)  -- grows also after Redis has lost what it knew
+  s.epoch = epoch or math.max(s.epoch + 1, now)  -- grows also after Redis has lost what it knew
   s.good, s.lost, s.streak, s.streak_at = 0, 0, 0, 0
   if to == 'closed' then s.silent = 0 end
   if to == 'open' then
@@ -85,9 +96,16 @@ local function change(s, to, why)
   log(s, from, to, why, worker)
 end
 
-local function lose_probes(s)  -- leases that ended: who held them is dead
-  redis.call('ZREMRANGEBYSCORE', key(s.scope, 'p'), now + 3600000, '+inf')  -- by another host's clock
-  s.lost = s.lost + redis.call('ZREMRANGEBYSCORE', key(s.scope, 'p'), '-inf', now)
+local function worker_looks() redis.call('ZADD', base .. 'workers', now, worker) end
+
+local function lose_probes(s, length)  -- leases that ended: who held them is dead. One that is longer than any is none
+  local leases = key(s.scope, 'p')
+  if s.probe_at > now then
+    s.probe_at, s.moved = now, true
+    redis.call('ZADD', leases, 'XX', now + s.probe_ms, s.probe)
+  end
+  redis.call('ZREMRANGEBYSCORE', leases, '(' .. now + math.max(length, s.probe_ms), '+inf')
+  s.lost = s.lost + redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
   if s.lost >= rules.max_lost then change(s, 'open', s.lost .. ' probes in a row were lost') end
 end
 

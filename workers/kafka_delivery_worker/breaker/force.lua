@@ -6,6 +6,7 @@ local before = s.forced == '' and s.state or 'forced ' .. s.forced
 s.ended = nil
 s.epoch = math.max(s.epoch + 1, now)
 s.forced, s.forced_by, s.forced_why, s.forced_till = mode, who, why, length > 0 and now + length or 0
+s.forced_at = now
 log(s, before, mode == '' and 'auto' or 'forced ' .. mode, why, who)
 if scope ~= CLUSTER then redis.call('ZADD', base .. 'topics', now, scope) end
 save(s)

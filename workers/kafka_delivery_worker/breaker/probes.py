@@ -2,7 +2,7 @@
 
 Each is granted (by Redis, or by the process's own circuit), claimed with a record, begun when that is sent, and
 concluded once: by the record's report, by running out of time, or because there was nothing to send. Its outcome waits
-here to be settled.
+here to be settled. Its time is attended time: a report that nobody collects is not missing.
 """
 
 from __future__ import annotations
@@ -29,14 +29,22 @@ class Probes:
     """Those of one process. Any thread may call.
 
     Args:
-        takes_s: seconds that a probe may take.
+        takes_s: seconds that a probe may take, from when its record is sent.
         clock: seconds.
+        attended: seconds in which reports were collected.
         concluded: called with each outcome that is to be settled.
     """
 
-    def __init__(self, takes_s: float, clock: Callable[[], float], concluded: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        takes_s: float,
+        clock: Callable[[], float],
+        attended: Callable[[], float],
+        concluded: Callable[[], None],
+    ) -> None:
         self._takes_s = takes_s
         self._clock = clock
+        self._attended = attended
         self._concluded = concluded
         self._lock = threading.Lock()
         self.granted: Probe | None = None
@@ -46,6 +54,8 @@ class Probes:
         self._till: dict[Probe, float] = {}
         self._begun: dict[Probe, str] = {}
         """With their topics, as far as these are known."""
+        self._doubtful: set[Probe] = set()
+        """Sent before a gap, in which they may have timed out."""
         self._settled: deque[Settled] = deque()
         self._tokens: dict[str, str] = {}
         self._seek_after: dict[str, float] = {}
@@ -74,10 +84,10 @@ class Probes:
         self._tokens.pop(probe.scope, None)
 
     # -- from grant to report
-    def grant(self, probe: Probe) -> Probe:
-        """One that somebody is to send."""
+    def grant(self, probe: Probe, within_s: float) -> Probe:
+        """One that somebody is to send; it waits so long for a record."""
         with self._lock:
-            self._till[probe] = self._clock() + self._takes_s
+            self._till[probe] = self._attended() + within_s
         return probe
 
     def take(self) -> Probe | None:
@@ -106,7 +116,7 @@ class Probes:
         with self._lock:
             self._begun[probe] = topic or self._begun.get(probe, "")
             # Where the parent of this process claimed it, its outcome is known here all the same.
-            self._till.setdefault(probe, self._clock() + self._takes_s)
+            self._till[probe] = self._attended() + self._takes_s
 
     def report(self, probe: Probe, outcome: str, why: str = "") -> bool:
         """Its record has a report; False if it was given up before: evidence, as anything else that arrives late."""
@@ -116,6 +126,20 @@ class Probes:
                 return False
             self._conclude(probe, outcome, why)
             return True
+
+    def doubt(self) -> None:
+        """Nobody has collected reports for a while: of what is being sent, none can be told from a timeout."""
+        with self._lock:
+            self._doubtful |= self._begun.keys() & self._till.keys()
+
+    def give_up(self, probe: Probe) -> bool:
+        """librdkafka has given its record up; True if that says nothing, and the next one may."""
+        with self._lock:
+            doubtful = probe in self._doubtful
+            if doubtful:
+                self._begun.pop(probe, None)
+                self._conclude(probe, "ignore", "")
+            return doubtful
 
     def drop(self, probe: Probe) -> None:
         """There was nothing that could be sent: it says nothing, and the next one may."""
@@ -131,7 +155,7 @@ class Probes:
 
     def expire(self, shut_topics: Set[str]) -> None:
         """One that takes too long has failed; its record goes on, and is evidence if it arrives."""
-        now = self._clock()
+        now = self._attended()
         with self._lock:
             for probe, till in [*self._till.items()]:
                 # Its topic is in trouble, which says nothing about the cluster. Not at once: each leaves another record
@@ -156,6 +180,7 @@ class Probes:
 
     def _conclude(self, probe: Probe, outcome: str, why: str) -> None:
         self._till.pop(probe, None)
+        self._doubtful.discard(probe)
         self._tokens.pop(probe.scope, None)
         self.outcomes[outcome] += 1
         self._settled.append((probe, outcome, why))

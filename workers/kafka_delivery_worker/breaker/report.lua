@@ -11,8 +11,9 @@ local ALIVE = 5000        -- a worker reports each second
 local TOPIC_KEPT = 600000
 local TOPICS = 200        -- with circuits of their own; more would be the cluster's trouble
 local FAILED_KEPT = 600000
+local LONGEST_LEASE = 3600000  -- of a probe whose length is not known: who asks for the next one says what is too long
 
-redis.call('ZADD', base .. 'workers', now, worker)
+worker_looks()
 redis.call('ZREMRANGEBYSCORE', base .. 'workers', '-inf', now - 60000)
 redis.call('ZREMRANGEBYSCORE', base .. 'workers', now + 60000, '+inf')  -- by another host's clock, before a failover
 local alive = redis.call('ZCOUNT', base .. 'workers', now - ALIVE, '+inf')
@@ -20,7 +21,7 @@ local alive = redis.call('ZCOUNT', base .. 'workers', now - ALIVE, '+inf')
 local function failing(s, since)  -- workers that failed since then
   local count = 0
   for _, at in ipairs(redis.call('HVALS', key(s.scope, 'f'))) do
-    if tonumber(at) > since then count = count + 1 end
+    if tonumber(at) > since and tonumber(at) <= now then count = count + 1 end
   end
   return count
 end
@@ -59,7 +60,7 @@ local function verdict(s, r, quorum)  -- why the circuit opens now, or nil
     if redis.call('HLEN', key(s.scope, 'f')) > 50 then  -- of workers that are gone
       local all = redis.call('HGETALL', key(s.scope, 'f'))
       for i = 1, #all, 2 do
-        if tonumber(all[i + 1]) < now - FAILED_KEPT then redis.call('HDEL', key(s.scope, 'f'), all[i]) end
+        if math.abs(now - all[i + 1]) > FAILED_KEPT then redis.call('HDEL', key(s.scope, 'f'), all[i]) end
       end
     end
   end
@@ -75,24 +76,28 @@ end
 
 local cluster = load(CLUSTER)
 
-local function restore(s, r)  -- what Redis has lost and this worker knows
-  s.epoch, s.since = r.epoch, now
-  if r.open_ms >= 0 then
-    s.trips = r.trips - 1
-    change(s, 'open', 'known to a worker, lost by Redis')
-    s.till = now + math.min(r.open_ms, rules.max_open_ms)
+-- What Redis has lost and this worker knows. Each worker tells the newest that it has seen, and the newest of all holds,
+-- whoever tells it first: also that a circuit is closed by now, or automatic again.
+local function restore(s, r)
+  local why, open = 'known to a worker, lost by Redis', r.open_ms >= 0
+  if open or s.state ~= 'closed' then
+    change(s, open and 'open' or 'closed', why, r.epoch)
+    s.till = open and now + math.min(r.open_ms, rules.max_open_ms) or s.till
   end
-  if r.forced ~= '' then
-    s.forced, s.forced_till = r.forced, r.forced_ms > 0 and now + r.forced_ms or 0
-    s.forced_by, s.forced_why = worker, 'known to a worker, lost by Redis'
-    log(s, s.state, 'forced ' .. r.forced, s.forced_why, worker)
+  s.epoch, s.since, s.trips, s.ended = r.epoch, now, r.trips, nil
+  if s.forced ~= r.forced then
+    log(s, s.forced == '' and s.state or 'forced ' .. s.forced, r.forced == '' and 'auto' or 'forced ' .. r.forced, why, worker)
+    s.forced, s.forced_by, s.forced_why = r.forced, worker, why
   end
+  s.forced_at, s.forced_till = now, r.forced_ms > 0 and now + r.forced_ms or 0
   if s.scope ~= CLUSTER then redis.call('ZADD', base .. 'topics', now, s.scope) end
 end
 
+local function says_nothing(r) return r.ok + r.fail + r.late == 0 and r.hard == '' end
+
 local function judge(s, r)
-  if s.epoch < r.epoch and (r.open_ms >= 0 or r.forced ~= '') then return restore(s, r) end
-  if s.state == 'half-open' then lose_probes(s) end
+  if s.epoch < r.epoch then restore(s, r) end
+  if s.state == 'half-open' then lose_probes(s, LONGEST_LEASE) end
   if s.state ~= 'closed' then
     if r.late == 1 and s.state == 'open' then s.till = math.min(s.till, now) end  -- something arrived: look at once
     -- Silence alone opened it, and that is over; nothing may be left with which to probe it.
@@ -107,6 +112,7 @@ local function judge(s, r)
     local why = verdict(s, r, alive >= 2 and 2 or 1)
     if why then change(s, 'open', why) end
   else
+    if says_nothing(r) then return end
     local known = redis.call('ZSCORE', base .. 'topics', s.scope)
     local failed = r.fail > 0 or r.hard ~= ''
     if not known and (not failed or redis.call('ZCARD', base .. 'topics') >= TOPICS) then return end
@@ -124,19 +130,24 @@ end
 
 local views, seen = {alive}, {}
 for place, r in ipairs(cjson.decode(ARGV[4])) do
-  local s = place == 1 and cluster or load(r.scope)
-  judge(s, r)
-  if place == 1 or redis.call('ZSCORE', base .. 'topics', r.scope) then save(s) end
-  seen[r.scope] = true
-  views[#views + 1] = view(s)
+  if place == 1 or not says_nothing(r) or load(r.scope).epoch < r.epoch then
+    local s = place == 1 and cluster or load(r.scope)
+    judge(s, r)
+    if place == 1 or redis.call('ZSCORE', base .. 'topics', r.scope) then save(s) end
+    seen[r.scope] = true
+    views[#views + 1] = view(s)
+  end
 end
-for _, scope in ipairs(redis.call('ZRANGE', base .. 'topics', 0, -1)) do
+local topics = redis.call('ZRANGE', base .. 'topics', 0, -1, 'WITHSCORES')
+for i = 1, #topics, 2 do
+  local scope, at = topics[i], tonumber(topics[i + 1])
+  if at > now then redis.call('ZADD', base .. 'topics', now, scope) end
   if not seen[scope] then
     local s = load(scope)
-    if s.state == 'half-open' then lose_probes(s) end
-    if s.ended or s.changed == 1 then save(s) end
+    if s.state == 'half-open' then lose_probes(s, LONGEST_LEASE) end
+    if s.ended or s.moved or s.changed == 1 then save(s) end
     if shut(s) then redis.call('PEXPIRE', key(scope, 'st'), KEEP) end
-    if not shut(s) and s.forced == '' and tonumber(redis.call('ZSCORE', base .. 'topics', scope)) < now - TOPIC_KEPT then
+    if not shut(s) and s.forced == '' and at < now - TOPIC_KEPT then
       redis.call('ZREM', base .. 'topics', scope)
     else
       views[#views + 1] = view(s)

@@ -43,11 +43,6 @@ class View(NamedTuple):
         """Whether records wait."""
         return self.forced == OPEN or (not self.forced and self.state != CLOSED)
 
-    @property
-    def known(self) -> bool:
-        """Whether there is anything that Redis could lose."""
-        return self.state != CLOSED or bool(self.forced)
-
 
 class Counted(NamedTuple):
     """What one worker has to say of one circuit since the last time; see report.lua."""
