@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 import confluent_kafka
 from confluent_kafka import KafkaException
 
+from kafka_delivery.names import QUEUE
+
 log = logging.getLogger("kafka_delivery.producer")
 librdkafka_log = logging.getLogger("kafka_delivery.librdkafka")
 
@@ -75,6 +77,17 @@ def own_class() -> Any:
         if one.__name__ == "Producer" and one.__module__.rpartition(".")[2] == "cimpl":
             return one
     return confluent_kafka.Producer
+
+
+def kafka_id(client: Any, timeout_s: float) -> str:
+    """Return the id of the Kafka that a client is connected to; "" if that has none.
+
+    It comes with an answer about a topic, which need not be there and is not created. Any topic would do.
+
+    Raises:
+        KafkaException: no broker answers within `timeout_s`.
+    """
+    return client.list_topics(QUEUE, timeout_s).cluster_id or ""
 
 
 @dataclass(eq=False, slots=True)

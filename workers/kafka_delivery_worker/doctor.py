@@ -29,7 +29,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from kafka_delivery import settings
 from kafka_delivery.errors import SettingsError
-from kafka_delivery.names import DEAD_LETTER_QUEUE, QUEUE, is_topic_name
+from kafka_delivery.names import is_topic_name
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import DEAD_LETTER_HEADROOM_BYTES, Settings
 
@@ -385,7 +385,7 @@ def _clock(client: Any) -> Finding:
 
 def _broker(s: Settings) -> Iterator[Finding]:
     """Findings about the Celery broker that messages wait in instead of Redis."""
-    waiting = {queue: broker.waiting(queue) for queue in (QUEUE, DEAD_LETTER_QUEUE)}
+    waiting = {queue: broker.waiting(queue) for queue in s.queues}
     yield Finding("broker", "ok", f"{place(s.broker_url)} answers; how it keeps messages was not checked")
     missing = [queue for queue, count in waiting.items() if count is None]
     if missing:

@@ -31,7 +31,7 @@ from kafka_delivery.redis_client import RedisClient
 
 from .. import paused
 from ..classify import Scope, verdict
-from ..standstill import Standstill
+from ..standstill import NO_ANSWER, Standstill
 from .outcomes import LOCAL, Admission, Probe, Tally, count_failure, count_ok, of_probe
 from .probes import SEEK_PAUSE_S, Probes, Settled
 from .rules import LocalCircuit, Rules
@@ -116,6 +116,8 @@ class Breaker:
         self.answers: Callable[[str, float], bool] = lambda topic, timeout_s: False
         """Whether any broker says within a time what it knows of a topic."""
         self._down_at: float | None = None
+        self._unanswered_since: float | None = None
+        """Since when this process waits for the first answer of Kafka."""
         self._failed_at = -QUIET_S
         self._ok_at = -OK_S
         self._claimed_by: Callable[[], None] | None = None
@@ -273,7 +275,12 @@ class Breaker:
     def client(self, which: str, missing: str) -> None:
         """Whether there is a Kafka client, see `Standstill.client`."""
         self.standstill.client(which, missing)
+        if missing != NO_ANSWER:
+            self._unanswered_since = None
+        elif self._unanswered_since is None:
+            self._unanswered_since = self._clock()
         self._apply()
+        self._wake.set()
 
     def retry_after(self, topic: str) -> float:
         """Seconds until records for `topic` are worth another look; at least one where single ones are tried."""
@@ -476,6 +483,9 @@ class Breaker:
     def _hard(self, waiting: int) -> str:
         """Why the cluster is down for sure, or ""; `waiting` are records without a report."""
         now = self._clock()
+        unanswered = self._unanswered_since
+        if unanswered is not None and now - unanswered >= min(DOWN_S, self._stall_s):
+            return NO_ANSWER
         if waiting <= 0 or self._reports != self._seen_reports:
             self._seen_reports, self._quiet_since = self._reports, None
         if waiting <= 0:

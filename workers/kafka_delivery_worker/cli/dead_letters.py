@@ -287,12 +287,12 @@ def redrive(
     now_ms = time.time_ns() // 1_000_000
     with ExitStack() as stack:
         backlog, selection = stack.enter_context(_opened(topic))
-        lock = None if dry_run else stack.enter_context(RunLock(redis, backlog.topic))
+        lock = None if dry_run else stack.enter_context(RunLock(redis, backlog.topic, cluster=s.cluster))
         at = _At(places, chosen)
         meant = selection(at, to)
         spans = backlog.spans()
         with progress("reading", backlog.waiting(spans)) as advance:
-            letters = chain(backlog.letters(spans), whole_letters(store, topic, now_ms))
+            letters = chain(backlog.letters(spans), whole_letters(store, topic, now_ms, s.cluster))
             planned = plan(counted((one for one in letters if one is not None), advance), meant, limit)
         at.check()
         if as_json and dry_run:
@@ -318,7 +318,7 @@ def redrive(
                 backlog,
                 lock,
                 meant,
-                whole_letters(store, topic, now_ms),
+                whole_letters(store, topic, now_ms, s.cluster),
                 rate=rate,
                 limit=limit,
                 stop=signals.told,
@@ -364,9 +364,10 @@ def discard_(
     """
     if not (places or chosen.asks or everything):
         raise click.UsageError("say which: by places, by options such as --error-code, or --all")
-    redis = RedisClient(settings.current())
-    store = ParkingStore.of(redis, settings.current())
-    with _opened(topic) as (backlog, selection), RunLock(redis, backlog.topic) as lock:
+    s = settings.current()
+    redis = RedisClient(s)
+    store = ParkingStore.of(redis, s)
+    with _opened(topic) as (backlog, selection), RunLock(redis, backlog.topic, cluster=s.cluster) as lock:
         at = _At(places, chosen)
         meant = selection(at)
         spans = backlog.spans()

@@ -13,7 +13,6 @@ from kafka_delivery import app, settings
 from kafka_delivery.redis_client import RedisClient
 
 from .. import backlog, counts, paused
-from ..backlog import QUEUES
 from ..parking import ParkingStore
 from .breaker import circuits
 from .output import console, json_option, moment, print_json, table
@@ -129,9 +128,10 @@ def _next(at_ms: int | None, now_ms: int) -> dict[str, Any] | None:
 
 def _workers() -> list[str]:
     """Names of the workers that serve our queues."""
+    ours = settings.current().queues
     # Not `ping`: the workers of every Celery app in this database answer it.
     served = app.control.inspect(timeout=WORKERS_TIMEOUT_S).active_queues() or {}
-    return sorted(worker for worker, queues in served.items() if any(queue["name"] in QUEUES for queue in queues or ()))
+    return sorted(worker for worker, queues in served.items() if any(queue["name"] in ours for queue in queues or ()))
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -124,7 +124,7 @@ class Backlog:
 
     def __init__(self, cluster: Cluster, redis: RedisClient, topic: str) -> None:
         self.topic, self.group = topic, REDRIVE_GROUP + topic
-        self.done = DoneOffsets(redis, topic)
+        self.done = DoneOffsets(redis, topic, cluster.settings.cluster)
         self.topic_id = ""
         self.reached: dict[int, int] = {}
         """Partitions that `letters` has read to their ends, and where those were."""
