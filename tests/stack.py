@@ -236,6 +236,7 @@ KEPT = {
     names.LEASES,
     names.LEASE_CLOCK,
     names.DEATHS,
+    names.CLUSTERS,
 }
 
 CIRCUITS = names.CIRCUITS.partition("{")[0]

@@ -23,8 +23,8 @@ MAKING = "it is being made"
 """Why there is no client at first. That takes some milliseconds, and is no trouble."""
 
 NO_ANSWER = "Kafka has not answered this process yet"
-"""Why there is none while Kafka is away: it is not known yet which Kafka it is. That is an outage, which ends by itself,
-and no trouble of the process."""
+"""Why there is none while Kafka is away: it is not known yet which Kafka it is. That is an outage, and no trouble of the
+process."""
 
 NO_CLIENT_S = 1.0
 """How soon a record, or a message that came meanwhile, is worth another look while there is no client, in seconds."""
