@@ -170,6 +170,12 @@ def dead_letter_queue(cluster: str) -> str:
     return DEAD_LETTER_QUEUE + _suffix(cluster)
 
 
+def is_another_clusters(name: str, cluster: str) -> bool:
+    """Whether `name` is that of a queue of another Kafka cluster than this one."""
+    ours = (queue(cluster), dead_letter_queue(cluster))
+    return name not in ours and any(name == one or name.startswith(f"{one}.") for one in (QUEUE, DEAD_LETTER_QUEUE))
+
+
 def _suffix(cluster: str) -> str:
     return "" if cluster == DEFAULT_CLUSTER else f".{cluster}"
 

@@ -61,6 +61,27 @@ def read(redis: RedisClient) -> Backlog:
     return Backlog(0, waiting, None, None, None, None, {}, {})
 
 
+def count(redis: RedisClient, queues: Iterable[str]) -> int:
+    """Return how many messages wait in these queues: for a worker, for their time, or for their topic's circuit.
+
+    Raises:
+        redis.exceptions.RedisError: Redis cannot be reached or refuses.
+        BrokerError: the same of another broker.
+    """
+    if not settings.current().queue_on_redis:
+        return sum(broker.waiting(queue) or 0 for queue in queues)
+    prefix, lists = redis.prefix, lists_of(queues)
+    aside = [member.decode() for member in redis.client.smembers(prefix + WAITING)]
+    with redis.client.pipeline(transaction=True) as pipe:
+        for name in lists:
+            pipe.llen(prefix + name)
+            pipe.zcard(prefix + DELAYED + name)
+        for member in aside:
+            if member.partition(":")[2] in lists:
+                pipe.llen(f"{prefix}{WAITING}:{member}")
+        return sum(pipe.execute())
+
+
 def _in_redis(redis: RedisClient) -> Backlog:
     prefix = redis.prefix
     queues = settings.current().queues

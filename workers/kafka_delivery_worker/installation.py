@@ -25,8 +25,24 @@ SHOWN = 100
 """Characters of an id that are shown; Kafka's own have 22."""
 
 
+DO = (
+    "correct KAFKA_DELIVERY_BOOTSTRAP_SERVERS, or give this installation a KAFKA_DELIVERY_CLUSTER of its own, a key "
+    "prefix (global_keyprefix in KAFKA_DELIVERY_REDIS_OPTIONS) or another database; if this Kafka has replaced that "
+    "one on purpose, run `kafka-delivery doctor --adopt-kafka`"
+)
+"""What to do about another Kafka."""
+
+
 class AnotherKafkaError(KafkaDeliveryError):
-    """Raised when the Kafka at hand is not the one that the cluster's name stands for. The text says what to change."""
+    """Raised when the Kafka at hand is not the one that the cluster's name stands for. The text says what to change.
+
+    Attributes:
+        what: what is wrong, without what to do.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what}; {DO}")
 
 
 class Installation:
@@ -107,16 +123,15 @@ class Installation:
             redis.exceptions.RedisError: Redis does not answer, or refuses.
         """
         self._redis.client.hset(self._key, self._settings.cluster, here)
-        log.warning("installation.adopted cluster=%s kafka=%s", self._settings.cluster, shown(here))
 
     def _refuse(self, here: str, remembered: str) -> None:
-        why = fault(self._settings, here, remembered)
-        if why:
-            raise AnotherKafkaError(why)
+        what = fault(self._settings, here, remembered)
+        if what:
+            raise AnotherKafkaError(what)
 
 
 def fault(settings: Settings, here: str, remembered: str) -> str:
-    """Return what is wrong with the Kafka at hand and what to do, in a sentence; "" if nothing is.
+    """Return what is wrong with the Kafka at hand; "" if nothing is.
 
     Args:
         settings: the cluster's name, and the servers.
@@ -127,10 +142,7 @@ def fault(settings: Settings, here: str, remembered: str) -> str:
         return ""
     return (
         f"the Kafka at {servers(settings)} is {shown(here)}, but in this Redis KAFKA_DELIVERY_CLUSTER="
-        f"{settings.cluster} stands for the Kafka {shown(remembered)}: another installation uses it. Correct "
-        "KAFKA_DELIVERY_BOOTSTRAP_SERVERS, or give this installation a KAFKA_DELIVERY_CLUSTER of its own, a key prefix "
-        "(global_keyprefix in KAFKA_DELIVERY_REDIS_OPTIONS) or another database; if this Kafka has replaced that one "
-        "on purpose, run `kafka-delivery doctor --adopt-kafka`"
+        f"{settings.cluster} stands for the Kafka {shown(remembered)}, of another installation"
     )
 
 

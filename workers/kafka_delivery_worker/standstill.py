@@ -23,7 +23,7 @@ MAKING = "it is being made"
 """Why there is no client at first. That takes some milliseconds, and is no trouble."""
 
 NO_ANSWER = "Kafka has not answered this process yet"
-"""Why there is none while Kafka is away: it is not known yet which Kafka it is. That is an outage, and no trouble of the
+"""Why there is none while Kafka is away: nobody knows yet which Kafka it is. That is an outage, and no trouble of the
 process."""
 
 NO_CLIENT_S = 1.0

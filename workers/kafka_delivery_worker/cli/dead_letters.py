@@ -91,7 +91,8 @@ def command() -> None:
 @json_option
 def topics(as_json: bool) -> None:
     """Show each dead-letter topic with how much waits in it, and since when."""
-    cluster, redis = Cluster(settings.current()), RedisClient(settings.current())
+    redis = RedisClient(settings.current())
+    cluster = Cluster(settings.current(), redis)
     found: list[dict[str, Any]] = []
     for letters, originals in cluster.dead_letter_topics().items():
         with Backlog(cluster, redis, letters) as backlog:
@@ -415,8 +416,9 @@ def _opened(topic: str) -> Iterator[tuple[Backlog, Callable[..., Selection]]]:
     """The dead letters of `topic`, and what makes a selection of them from a filter."""
     logging.basicConfig(handlers=[AuditHandler()])
     s = settings.current()
-    cluster = Cluster(s)
-    with Backlog(cluster, RedisClient(s), cluster.dead_letter_topic(topic)) as backlog:
+    redis = RedisClient(s)
+    cluster = Cluster(s, redis)
+    with Backlog(cluster, redis, cluster.dead_letter_topic(topic)) as backlog:
         yield backlog, lambda chosen, to=None: Selection(s, topic, chosen, to)
 
 
