@@ -20,8 +20,6 @@ from typing import Any, TypeAlias
 import confluent_kafka
 from confluent_kafka import KafkaException
 
-from kafka_delivery.names import QUEUE
-
 log = logging.getLogger("kafka_delivery.producer")
 librdkafka_log = logging.getLogger("kafka_delivery.librdkafka")
 
@@ -49,6 +47,9 @@ TOKEN_S = 10.0
 """Longest wait for a token. librdkafka itself gives a new client ten seconds."""
 
 OAUTH_CB = "KAFKA_DELIVERY_OAUTH_CB"
+
+ASKED_TOPIC = "__consumer_offsets"
+"""The topic that Kafka is asked about for its id: its own, so that asking creates no topic that somebody would notice."""
 
 _OPENSSL = re.compile(r"error:[0-9A-F]+:[^:]*:[^:]*:([\w ]+)")
 _QUOTED = re.compile(r'property[: ]+"([^"]+)"')
@@ -82,12 +83,12 @@ def own_class() -> Any:
 def kafka_id(client: Any, timeout_s: float) -> str:
     """Return the id of the Kafka that a client is connected to; "" if that has none.
 
-    It comes with an answer about a topic, which need not be there and is not created. Any topic would do.
+    It comes with an answer about a topic, which need not be there. Any topic would do.
 
     Raises:
         KafkaException: no broker answers within `timeout_s`.
     """
-    return client.list_topics(QUEUE, timeout_s).cluster_id or ""
+    return client.list_topics(ASKED_TOPIC, timeout_s).cluster_id or ""
 
 
 @dataclass(eq=False, slots=True)

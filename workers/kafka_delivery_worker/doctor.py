@@ -425,9 +425,8 @@ def ask_for_id(s: Settings) -> str:
     Raises:
         KafkaException: it does not answer.
     """
-    return (
-        admin(replace(s, producer=s.producer | {"log_level": 0})).list_topics(timeout=KAFKA_TIMEOUT_S).cluster_id or ""
-    )
+    client = admin(replace(s, producer=s.producer | {"log_level": 0}))
+    return client.list_topics(timeout=KAFKA_TIMEOUT_S).cluster_id or ""
 
 
 def _kafka(s: Settings, named: Sequence[str], seen: Iterable[str], creation: Creation | None) -> Iterator[Finding]:
@@ -450,11 +449,8 @@ def _installation(s: Settings, here: str) -> Iterator[Finding]:
     """Whether this is the Kafka that the cluster's name stands for in Redis; nothing where Redis does not answer."""
     check = "installation"
     if not here:
-        what, do = (
-            "this Kafka has no id, so it cannot be told from another one",
-            "be sure that nobody else uses this Redis",
-        )
-        yield Finding(check, "warning", what, do)
+        what = "this Kafka has no id, so it cannot be told from another one"
+        yield Finding(check, "warning", what, "make sure that no other installation uses this Redis")
         return
     installation = Installation(RedisClient(s, REDIS_TIMEOUT_S), s)
     try:
@@ -465,10 +461,8 @@ def _installation(s: Settings, here: str) -> Iterator[Finding]:
     except QUEUE_FAULTS:
         return  # it is a finding already
     else:
-        what = (
-            f"stands for the Kafka {shown(known)}" if known else "stands for no Kafka yet: the first worker settles it"
-        )
-        yield Finding(check, "ok", f"KAFKA_DELIVERY_CLUSTER={s.cluster} {what}")
+        kafka = f"the Kafka {shown(known)}" if known else "no Kafka yet: the first worker settles it"
+        yield Finding(check, "ok", f"KAFKA_DELIVERY_CLUSTER={s.cluster} stands for {kafka}")
 
 
 class _Topics:
