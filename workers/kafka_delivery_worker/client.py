@@ -49,7 +49,7 @@ TOKEN_S = 10.0
 OAUTH_CB = "KAFKA_DELIVERY_OAUTH_CB"
 
 ASKED_TOPIC = "__consumer_offsets"
-"""The topic that Kafka is asked about for its id: its own, so that asking creates no topic that somebody would notice."""
+"""The topic that Kafka is asked about for its id: its own, so that asking creates no topic that people notice."""
 
 _OPENSSL = re.compile(r"error:[0-9A-F]+:[^:]*:[^:]*:([\w ]+)")
 _QUOTED = re.compile(r'property[: ]+"([^"]+)"')
