@@ -238,6 +238,7 @@ KEPT = {
     names.LEASES_BEGAN,
     names.LEASES_ENDED,
     names.DEATHS,
+    names.CLUSTERS,
 }
 
 CIRCUITS = names.CIRCUITS.partition("{")[0]

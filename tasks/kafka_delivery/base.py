@@ -96,7 +96,6 @@ class DeliveryTask(Task, Generic[T]):
     """Base of `send`, `send_many` and `dead_letter`."""
 
     abstract = True
-    queue_name: str
     asker = Asker.SEND
     _app = app  # not the current app: that is the application's
     typing = False  # `encode` checks the arguments, and says more than "missing positional argument"
@@ -107,6 +106,11 @@ class DeliveryTask(Task, Generic[T]):
     throws = (DeliveryError, InvalidRecordError)  # expected: one line in the log, no traceback
     autoretry_for = (RetriableError, UnavailableError, ProducerError)
     Request = "kafka_delivery_worker.request:Request"
+
+    @property
+    def queue_name(self) -> str:
+        """The queue of sends; a call may name another one."""
+        return settings.current().queue
 
     # Read when the worker registers the task, not at import.
     @property

@@ -25,7 +25,7 @@ from kombu.pools import ProducerPool
 from kombu.utils.functional import maybe_evaluate
 
 from . import settings
-from .names import APP, DEAD_LETTER, DEAD_LETTER_QUEUE, QUEUE, SEND, SEND_MANY
+from .names import APP, DEAD_LETTER, SEND, SEND_MANY
 
 CALLBACK_QUEUE = "celery"
 """Where a callback goes that names no queue: Celery's default queue, on which the user's own workers listen."""
@@ -177,10 +177,12 @@ def configuration(s: settings.Settings) -> dict[str, Any]:
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],
-        "task_queues": [
-            Queue(name, Exchange(name, type="direct"), routing_key=name) for name in (QUEUE, DEAD_LETTER_QUEUE)
-        ],
-        "task_routes": {SEND: {"queue": QUEUE}, SEND_MANY: {"queue": QUEUE}, DEAD_LETTER: {"queue": DEAD_LETTER_QUEUE}},
+        "task_queues": [Queue(name, Exchange(name, type="direct"), routing_key=name) for name in s.queues],
+        "task_routes": {
+            SEND: {"queue": s.queue},
+            SEND_MANY: {"queue": s.queue},
+            DEAD_LETTER: {"queue": s.dead_letter_queue},
+        },
         "task_default_queue": CALLBACK_QUEUE,
         "timezone": "UTC",
         "enable_utc": True,
@@ -237,3 +239,4 @@ def reload() -> None:
     if app.configured:
         app.conf.update(configuration(settings.current()))
     app._after_fork()  # drops the connection pools and the result backend
+    app.__dict__.pop("amqp", None)  # with the queues and routes of another cluster

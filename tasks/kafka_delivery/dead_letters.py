@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from . import settings
 from .base import DeliveryTask, engine, record_from, wire_of
 from .disposition import Asker, Move
 from .errors import DeliveryError, InvalidRecordError
-from .names import DEAD_LETTER, DEAD_LETTER_QUEUE
+from .names import DEAD_LETTER
 from .record import Headers, Key, Record, Value
 from .results import Result
 
@@ -30,8 +31,12 @@ class DeadLetter(DeliveryTask[dict[str, Any]]):
     """Publish a record to its dead-letter topic. Workers call it; an application may, for reasons of its own."""
 
     name = DEAD_LETTER
-    queue_name = DEAD_LETTER_QUEUE
     asker = Asker.DEAD_LETTER
+
+    @property
+    def queue_name(self) -> str:
+        """The queue of dead letters."""
+        return settings.current().dead_letter_queue
 
     def delay(
         self,

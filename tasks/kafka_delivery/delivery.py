@@ -33,7 +33,7 @@ from .errors import (
 )
 from .faults import QUEUE_FAULTS, said_by
 from .marks import marked
-from .names import DEFERRALS, QUEUE, SEND, SEND_MANY
+from .names import DEFERRALS, SEND, SEND_MANY
 from .publisher import envelope, is_plain, write
 from .record import Headers, Key, Record, Value, uuid7
 from .results import Delivered, Fate, Result
@@ -66,7 +66,6 @@ class Send(DeliveryTask[Delivered]):
     """Deliver one record. Call `send.delay(topic, value, key=...)`; see `Record` for the arguments."""
 
     name = SEND
-    queue_name = QUEUE
     Strategy = "kafka_delivery_worker.lane:strategy"
 
     def delay(
@@ -227,7 +226,6 @@ class SendMany(DeliveryTask[list[Fate]]):
     """
 
     name = SEND_MANY
-    queue_name = QUEUE
     asker = Asker.MEMBER
     Strategy = "kafka_delivery_worker.batch_lane:strategy"
 

@@ -15,6 +15,10 @@ DEAD_LETTER = "kafka_delivery.dead_letter"
 
 QUEUE = "kafka-delivery"
 DEAD_LETTER_QUEUE = "kafka-delivery-dlq"
+"""The queues of the default cluster; see `queue` and `dead_letter_queue` for those of another one."""
+
+DEFAULT_CLUSTER = "default"
+"""Name of the Kafka cluster of an installation that names none."""
 
 WIRE_VERSION = 1
 """Version of a record on the wire between caller and worker; a worker refuses (parks) what is newer than it knows."""
@@ -128,6 +132,9 @@ WAITING = KEY_PREFIX + "waiting:1"
 """Set of ``<topic>:<list>`` whose records wait while the topic's circuit is open; each in a list of that name, behind
 another colon."""
 
+CLUSTERS = KEY_PREFIX + "clusters:1"
+"""Hash: name of a Kafka cluster (``KAFKA_DELIVERY_CLUSTER``) -> the id that this Kafka has given itself."""
+
 CIRCUITS = KEY_PREFIX + "cb:1:{{{cluster}}}:"
 """Base of the keys of a Kafka cluster's circuits; its hash tag keeps them in one slot."""
 CLUSTER_SCOPE = "cluster"
@@ -141,9 +148,46 @@ RELEASED = "kafka_delivery_released"
 TOPIC_MAX_LENGTH = 249
 """Kafka's limit for topic names (org.apache.kafka.common.internals.Topic)."""
 
+CLUSTER_MAX_LENGTH = 100
+"""With it the name of a queue stays below the 255 bytes that RabbitMQ takes."""
+
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_CLUSTER = re.compile(r"[a-zA-Z0-9._-]{1,100}")
 
 
 def is_topic_name(name: str) -> bool:
     """Whether Kafka accepts `name` for a topic (org.apache.kafka.common.internals.Topic)."""
     return _TOPIC.fullmatch(name) is not None and name not in (".", "..")
+
+
+def is_cluster_name(name: str) -> bool:
+    """Whether `name` can be part of the name of a queue, of a key and of an option of ``celery worker``."""
+    return _CLUSTER.fullmatch(name) is not None
+
+
+def queue(cluster: str) -> str:
+    """Return the queue of sends for the Kafka cluster of this name."""
+    return QUEUE + _suffix(cluster)
+
+
+def dead_letter_queue(cluster: str) -> str:
+    """Return the queue of dead letters for the Kafka cluster of this name."""
+    return DEAD_LETTER_QUEUE + _suffix(cluster)
+
+
+def is_another_clusters(name: str, cluster: str) -> bool:
+    """Whether `name` is that of a queue of another Kafka cluster than this one."""
+    ours = (queue(cluster), dead_letter_queue(cluster))
+    return name not in ours and any(name == one or name.startswith(f"{one}.") for one in (QUEUE, DEAD_LETTER_QUEUE))
+
+
+def _suffix(cluster: str) -> str:
+    return "" if cluster == DEFAULT_CLUSTER else f".{cluster}"
+
+
+def redrive(cluster: str, topic: str) -> str:
+    """Return the base of the keys of a dead-letter topic in the Kafka cluster of this name.
+
+    No topic has a slash in its name, so that of one cluster's topic is never that of another's.
+    """
+    return REDRIVE + topic if cluster == DEFAULT_CLUSTER else f"{REDRIVE}{cluster}/{topic}"

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from .errors import SettingsError
-from .names import is_topic_name
+from .names import CLUSTER_MAX_LENGTH, DEFAULT_CLUSTER, dead_letter_queue, is_cluster_name, is_topic_name, queue
 
 ENV_PREFIX = "KAFKA_DELIVERY_"
 
@@ -101,7 +101,11 @@ class Settings:
         {}, "JSON object", "librdkafka properties handed through: security, compression, batching", secret=True
     )
     oauth_cb: str = _setting("", "dotted path", "a function for OAUTHBEARER tokens, which JSON cannot carry")
-    cluster: str = _setting("default", "name", "the Kafka cluster that a message on the wire is for")
+    cluster: str = _setting(
+        DEFAULT_CLUSTER,
+        "name",
+        "the Kafka cluster that a message is for; each name has queues of its own, so that clusters can share a Redis",
+    )
 
     max_record_bytes: int = _setting(
         1_000_000,
@@ -358,6 +362,11 @@ class Settings:
     def _check_kafka(self) -> None:
         if not self.bootstrap_servers.strip():
             raise SettingsError(f"{_variable('bootstrap_servers')} is empty: name at least one host:port")
+        if not is_cluster_name(self.cluster):
+            raise SettingsError(
+                f"{_variable('cluster')}={self.cluster!r} cannot be part of a queue's name: "
+                f"use 1 to {CLUSTER_MAX_LENGTH} letters, digits, '.', '_' and '-'"
+            )
         for name, value in self.producer.items():
             if value is None or isinstance(value, list | dict):
                 raise SettingsError(f"{_variable('producer')}: {name} must be a string, a number or true or false")
@@ -422,6 +431,21 @@ class Settings:
     def queue_url(self) -> str:
         """Where messages wait: Redis, unless another broker is named."""
         return self.broker_url or self.redis_url
+
+    @property
+    def queue(self) -> str:
+        """Name of the queue of sends."""
+        return queue(self.cluster)
+
+    @property
+    def dead_letter_queue(self) -> str:
+        """Name of the queue of dead letters."""
+        return dead_letter_queue(self.cluster)
+
+    @property
+    def queues(self) -> tuple[str, str]:
+        """Names of the queues that workers of this cluster serve: sends, then dead letters."""
+        return self.queue, self.dead_letter_queue
 
     @property
     def queue_on_redis(self) -> bool:

@@ -62,6 +62,7 @@ TARGETS = (
     Target(WORKER + "reap.lua", LEASES),
     Target(WORKER + "renew.lua", LEASES),
     Target(WORKER + "release.lua", COMMANDS),
+    Target(WORKER + "remember.lua", ("integration/test_installation.py",)),
     Target(WORKER + "find.lua", COMMANDS),
     Target(WORKER + "fronts.lua", COMMANDS),
     Target(ROOM, PARKING),

@@ -21,14 +21,19 @@ from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.redis_client import RedisClient
 
 from . import engine, logs
+from .client import NotMadeError
 from .dotted import load
-from .producer import check_properties
+from .installation import AnotherKafkaError, Installation
+from .producer import ask_for_id, check_properties
 
 log = logging.getLogger("kafka_delivery.worker")
 
 IN_FLIGHT_POOL = "kafka_delivery_worker.pool:TaskPool"
 DEFAULT_POOL = "threads"
 """All threads share one producer, and a thread that waits for a report costs nothing but its stack."""
+
+START_S = 2.0
+"""How long a worker that starts waits for Kafka's id, in seconds. Without it the worker starts, too."""
 
 FLOWER_DEFAULTS = {
     "FLOWER_ADDRESS": "127.0.0.1",  # its /metrics and /healthcheck ask nobody for a password
@@ -118,6 +123,7 @@ def _asked_pool(argv: list[str]) -> str:
 
 def _started(instance: Any, **_: Any) -> None:
     _refuse_redis_cluster(settings.current())
+    _refuse_another_kafka(settings.current())
     try:
         check_time_limits(settings.current(), instance.pool_cls, instance.time_limit, instance.soft_time_limit)
     except SettingsError as error:
@@ -147,6 +153,23 @@ def check_time_limits(s: settings.Settings, pool: Any, hard: float | None, soft:
                 f"{s.attempt_timeout_s:g}, which is twice the wait for a report "
                 f"({settings.ENV_PREFIX}MESSAGE_TIMEOUT_MS and {settings.REPORT_GRACE_MS} ms)"
             )
+
+
+def _refuse_another_kafka(s: settings.Settings) -> None:
+    """Compare Kafka with the one that the cluster's name stands for; each client is compared once more when it is made.
+
+    Raises:
+        SystemExit: it is another one.
+    """
+    try:
+        Installation(RedisClient(s), s).remember(ask_for_id(s, START_S))
+    except AnotherKafkaError as error:
+        # Not as it is: Celery logs what a signal's receiver raises, and goes on.
+        raise SystemExit(f"kafka-delivery: {error}") from None
+    except NotMadeError as error:
+        log.warning("worker.kafka_not_compared reason=%r", str(error))
+    except QUEUE_FAULTS as error:  # it is away; the worker waits for it
+        log.warning("worker.kafka_not_compared error=%s", type(error).__name__)
 
 
 def _refuse_redis_cluster(s: settings.Settings) -> None:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from kombu.transport.redis import Channel
 
 from kafka_delivery import settings
-from kafka_delivery.names import DEAD_LETTER_QUEUE, DELAYED, HELD, LEASES, QUEUE, WAITING
+from kafka_delivery.names import DELAYED, HELD, LEASES, WAITING
 from kafka_delivery.redis_client import RedisClient
 
 from . import broker, task_ids
 from .lease import script
 
-QUEUES = (QUEUE, DEAD_LETTER_QUEUE)
 
-LISTS = {
-    f"{queue}{Channel.sep}{step}" if step else queue: (queue, step)
-    for queue in QUEUES
-    for step in Channel.priority_steps
-}
-"""Queue and priority of each list."""
+def lists_of(queues: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Return the lists of these queues, by name: the queue and the priority of each."""
+    return {
+        f"{queue}{Channel.sep}{step}" if step else queue: (queue, step)
+        for queue in queues
+        for step in Channel.priority_steps
+    }
 
 
 class Backlog(NamedTuple):
@@ -48,7 +49,7 @@ class Backlog(NamedTuple):
 
 
 def read(redis: RedisClient) -> Backlog:
-    """Count what waits.
+    """Count what waits for the workers of this cluster.
 
     Raises:
         redis.exceptions.RedisError: Redis cannot be reached or refuses.
@@ -56,19 +57,43 @@ def read(redis: RedisClient) -> Backlog:
     """
     if settings.current().queue_on_redis:
         return _in_redis(redis)
-    waiting = {queue: {0: broker.waiting(queue) or 0} for queue in QUEUES}
+    waiting = {queue: {0: broker.waiting(queue) or 0} for queue in settings.current().queues}
     return Backlog(0, waiting, None, None, None, None, {}, {})
+
+
+def count(redis: RedisClient, queues: Iterable[str]) -> int:
+    """Return how many messages wait in these queues: for a worker, for their time, or for their topic's circuit.
+
+    Raises:
+        redis.exceptions.RedisError: Redis cannot be reached or refuses.
+        BrokerError: the same of another broker.
+    """
+    if not settings.current().queue_on_redis:
+        return sum(broker.waiting(queue) or 0 for queue in queues)
+    prefix, lists = redis.prefix, lists_of(queues)
+    aside = [member.decode() for member in redis.client.smembers(prefix + WAITING)]
+    with redis.client.pipeline(transaction=True) as pipe:
+        for name in lists:
+            pipe.llen(prefix + name)
+            pipe.zcard(prefix + DELAYED + name)
+        for member in aside:
+            if member.partition(":")[2] in lists:
+                pipe.llen(f"{prefix}{WAITING}:{member}")
+        return sum(pipe.execute())
 
 
 def _in_redis(redis: RedisClient) -> Backlog:
     prefix = redis.prefix
-    aside = sorted(member.decode() for member in redis.client.smembers(prefix + WAITING))
+    queues = settings.current().queues
+    lists = lists_of(queues)
+    known = sorted(member.decode() for member in redis.client.smembers(prefix + WAITING))
+    aside = [member for member in known if member.partition(":")[2] in lists]
     owners = [owner.decode() for owner in redis.client.zrange(prefix + LEASES, 0, -1)]
-    fronts = [*LISTS, *(f"{WAITING}:{member}" for member in aside)]
+    fronts = [*lists, *(f"{WAITING}:{member}" for member in aside)]
     seconds, microseconds = redis.client.time()
     now_ms = seconds * 1000 + microseconds // 1000
     with redis.client.pipeline(transaction=True) as pipe:  # at one moment: what moves meanwhile is counted once
-        for name in LISTS:
+        for name in lists:
             pipe.llen(prefix + name)
             pipe.zcard(prefix + DELAYED + name)
             pipe.zcount(prefix + DELAYED + name, "-inf", now_ms)
@@ -81,10 +106,10 @@ def _in_redis(redis: RedisClient) -> Backlog:
         pipe.eval(script("fronts"), len(fronts), *(prefix + name for name in fronts), *looks)
         *answers, ids = pipe.execute()
     found = iter(answers)
-    waiting: dict[str, dict[int, int]] = {queue: {} for queue in QUEUES}
-    delayed, due = dict.fromkeys(QUEUES, 0), dict.fromkeys(QUEUES, 0)
-    next_due: dict[str, int | None] = dict.fromkeys(QUEUES)
-    for queue, step in LISTS.values():
+    waiting: dict[str, dict[int, int]] = {queue: {} for queue in queues}
+    delayed, due = dict.fromkeys(queues, 0), dict.fromkeys(queues, 0)
+    next_due: dict[str, int | None] = dict.fromkeys(queues)
+    for queue, step in lists.values():
         waiting[queue][step] = next(found)
         delayed[queue] += next(found)
         due[queue] += next(found)

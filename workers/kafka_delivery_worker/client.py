@@ -48,6 +48,9 @@ TOKEN_S = 10.0
 
 OAUTH_CB = "KAFKA_DELIVERY_OAUTH_CB"
 
+ASKED_TOPIC = "__consumer_offsets"
+"""The topic that Kafka is asked about for its id: its own, so that asking creates no topic that people notice."""
+
 _OPENSSL = re.compile(r"error:[0-9A-F]+:[^:]*:[^:]*:([\w ]+)")
 _QUOTED = re.compile(r'property[: ]+"([^"]+)"')
 _PROPERTY = re.compile(r"[a-z][a-z0-9]*(?:\.[a-z0-9]+)+")
@@ -75,6 +78,17 @@ def own_class() -> Any:
         if one.__name__ == "Producer" and one.__module__.rpartition(".")[2] == "cimpl":
             return one
     return confluent_kafka.Producer
+
+
+def kafka_id(client: Any, timeout_s: float) -> str:
+    """Return the id of the Kafka that a client is connected to; "" if that has none.
+
+    It comes with an answer about a topic, which need not be there. Any topic would do.
+
+    Raises:
+        KafkaException: no broker answers within `timeout_s`.
+    """
+    return client.list_topics(ASKED_TOPIC, timeout_s).cluster_id or ""
 
 
 @dataclass(eq=False, slots=True)

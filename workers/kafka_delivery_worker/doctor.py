@@ -29,11 +29,13 @@ from redis.exceptions import RedisError, ResponseError
 
 from kafka_delivery import settings
 from kafka_delivery.errors import SettingsError
-from kafka_delivery.names import DEAD_LETTER_QUEUE, QUEUE, is_topic_name
+from kafka_delivery.faults import QUEUE_FAULTS
+from kafka_delivery.names import is_topic_name
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import DEAD_LETTER_HEADROOM_BYTES, Settings
 
-from . import broker, counts
+from . import broker, counts, unserved
+from .installation import DO, AnotherKafkaError, Installation, shown
 from .producer import check_properties
 from .topics import ADMIN_TIMEOUT_S, admin, create_topic
 
@@ -243,7 +245,18 @@ def _redis(s: Settings, seen: set[str]) -> Iterator[Finding]:
     yield _clients(info)
     yield _replicas(info)
     yield _clock(client)
+    yield from _unserved(s, redis)
     seen.update(topic for topic in counts.read(client, redis.prefix) if topic)
+
+
+def _unserved(s: Settings, redis: RedisClient) -> Iterator[Finding]:
+    """Queues that nobody takes messages from."""
+    for one in unserved.read(redis, s, search=True):
+        do = (
+            f"start workers with KAFKA_DELIVERY_CLUSTER={one.cluster}, or correct the name that these callers have; "
+            "messages from before a change of name are drained as the page on operating says"
+        )
+        yield Finding("queues", "warning", one.what, do)
 
 
 def _config(client: Any) -> tuple[dict[str, str], ResponseError | None]:
@@ -385,7 +398,7 @@ def _clock(client: Any) -> Finding:
 
 def _broker(s: Settings) -> Iterator[Finding]:
     """Findings about the Celery broker that messages wait in instead of Redis."""
-    waiting = {queue: broker.waiting(queue) for queue in (QUEUE, DEAD_LETTER_QUEUE)}
+    waiting = {queue: broker.waiting(queue) for queue in s.queues}
     yield Finding("broker", "ok", f"{place(s.broker_url)} answers; how it keeps messages was not checked")
     missing = [queue for queue, count in waiting.items() if count is None]
     if missing:
@@ -406,6 +419,16 @@ def _broker(s: Settings) -> Iterator[Finding]:
 # -- Kafka
 
 
+def ask_for_id(s: Settings) -> str:
+    """Return the id of the Kafka that the settings name; "" if it has none.
+
+    Raises:
+        KafkaException: it does not answer.
+    """
+    client = admin(replace(s, producer=s.producer | {"log_level": 0}))
+    return client.list_topics(timeout=KAFKA_TIMEOUT_S).cluster_id or ""
+
+
 def _kafka(s: Settings, named: Sequence[str], seen: Iterable[str], creation: Creation | None) -> Iterator[Finding]:
     heard: list[KafkaError] = []
     quiet = {"error_cb": heard.append, "log_level": 0}
@@ -418,7 +441,28 @@ def _kafka(s: Settings, named: Sequence[str], seen: Iterable[str], creation: Cre
         raise causes[0] if causes else error from None
     brokers = len(metadata.brokers)
     yield Finding("kafka", "ok", f"{brokers} broker(s) in the cluster {metadata.cluster_id} at {s.bootstrap_servers}")
+    yield from _installation(s, metadata.cluster_id or "")
     yield from _Topics(s, client, metadata).findings(named, seen, creation)
+
+
+def _installation(s: Settings, here: str) -> Iterator[Finding]:
+    """Whether this is the Kafka that the cluster's name stands for in Redis; nothing where Redis does not answer."""
+    check = "installation"
+    if not here:
+        what = "this Kafka has no id, so it cannot be told from another one"
+        yield Finding(check, "warning", what, "make sure that no other installation uses this Redis")
+        return
+    installation = Installation(RedisClient(s, REDIS_TIMEOUT_S), s)
+    try:
+        installation.compare(here)
+        known = installation.remembered()
+    except AnotherKafkaError as error:
+        yield Finding(check, "error", error.what, DO)
+    except QUEUE_FAULTS:
+        return  # it is a finding already
+    else:
+        kafka = f"the Kafka {shown(known)}" if known else "no Kafka yet: the first worker settles it"
+        yield Finding(check, "ok", f"KAFKA_DELIVERY_CLUSTER={s.cluster} stands for {kafka}")
 
 
 class _Topics:

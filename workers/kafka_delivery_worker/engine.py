@@ -34,6 +34,7 @@ from .dead_letter_headers import PRESETS
 from .dotted import load
 from .failures import Failed, Failures
 from .hook import DeadLettered, Hook
+from .installation import Installation
 from .metrics import Meters
 from .parked_items import Call, Reason
 from .parking import Parked, ParkingStore
@@ -67,10 +68,9 @@ class Engine:
         self._counts = Counts(self._redis, s.counts_interval_s, meters.counted if meters else None)
         self.breaker = breaker.current()
         failed, stats = (meters.failed, meters.statistics.properties(s)) if meters else (None, {})
-        self.producer = Producer(
-            s, self.breaker.broker_error, failed, partial(self.breaker.client, "main"),
-            self.breaker.attendance.collected, **stats,
-        )  # fmt: skip
+        admit = Installation(self._redis, s).admit
+        on_client, collected = partial(self.breaker.client, "main"), self.breaker.attendance.collected
+        self.producer = Producer(s, self.breaker.broker_error, failed, on_client, collected, admit, **stats)
         self.outcomes: dict[str, list[Report]] = {}
         """By delivery tag: reports of records that the event loop produced, for the task that goes on where one failed.
         Not by message id: one id may be in flight twice, say on two topics."""
@@ -78,7 +78,7 @@ class Engine:
         # Makes batches of one, for a record whose batch was refused: that one may have had bad company.
         # It connects when it is first used, which is hardly ever.
         stats = meters.statistics_alone.properties(s) if meters else {}
-        self._alone = Producer(s, None, failed, **{"batch.num.messages": 1, "linger.ms": 0, **stats})
+        self._alone = Producer(s, None, failed, admit=admit, **{"batch.num.messages": 1, "linger.ms": 0, **stats})
         self._topics = DeadLetterTopics(s, self.producer)
         self._hook = Hook(load("KAFKA_DELIVERY_ON_DEAD_LETTER", s.on_dead_letter)) if s.on_dead_letter else None
         self._logged = Sample(s.success_logs_per_s if log.isEnabledFor(logging.INFO) else 0)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from kafka_delivery import settings
 from kafka_delivery.base import Refused, batch_from, record_from
 from kafka_delivery.dead_letters import dead_letter
-from kafka_delivery.names import DEAD_LETTER, REDRIVES, SEND, SEND_MANY
+from kafka_delivery.names import DEAD_LETTER, DEFAULT_CLUSTER, REDRIVES, SEND, SEND_MANY
 from kafka_delivery.record import MAX_MESSAGE_ID, Record, is_message_id, uuid7
 
 from . import task_ids
@@ -229,10 +229,16 @@ def _of_call(call: Call, why: Reason) -> Parked:
         error_code=why.error_code,
         error_message=why.error_message,
         content="call",
-        data={"task": call.task, "id": call.id, "args": list(call.args), "kwargs": dict(call.kwargs)},
+        data={"task": call.task, "id": call.id, "args": list(call.args), "kwargs": dict(call.kwargs)} | _cluster(),
         asked=call.asked or None,
         **(_read(_known_of, call) or {}),
     )
+
+
+def _cluster() -> dict[str, str]:
+    """The Kafka cluster that a call is for, which plain arguments do not say; nothing for the default one."""
+    name = settings.current().cluster
+    return {} if name == DEFAULT_CLUSTER else {"cluster": name}
 
 
 def _known_of(call: Call) -> dict[str, Any]:

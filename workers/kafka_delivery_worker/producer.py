@@ -30,8 +30,19 @@ from kafka_delivery.record import Record
 from kafka_delivery.settings import DEAD_LETTER_HEADROOM_BYTES, Settings
 
 from .classify import Kind, verdict
-from .client import OAUTH_CB, SURROUNDINGS, Connection, NotMadeError, TokenSource, connect, identities, own_class
+from .client import (
+    OAUTH_CB,
+    SURROUNDINGS,
+    Connection,
+    NotMadeError,
+    TokenSource,
+    connect,
+    identities,
+    kafka_id,
+    own_class,
+)
 from .dotted import load
+from .standstill import NO_ANSWER
 
 log = logging.getLogger("kafka_delivery.producer")
 
@@ -62,7 +73,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Between two tries to make a client; it doubles."""
 
 LOOK_S = 10.0
-"""How often the files of the client are looked at."""
+"""How often the files of the client are looked at, and which Kafka it is connected to."""
+
+ASK_S = 1.0
+"""How long each question to Kafka for its id may take, in seconds. While Kafka is away, one follows the other."""
 
 RETIRED_POLL_S = 0.05
 """How long a poll of a client that takes no new records waits for a report."""
@@ -160,6 +174,8 @@ class Producer:
         on_client: called by the thread that makes clients, with "" as soon as there is one, and with the reason after
             each try that failed. Where that thread cannot be started, the thread that needs a client calls it.
         on_collected: called after each look at the reports by a thread of the producer's own; who calls `serve` knows.
+        admit: called by that thread with the id of the Kafka that a client is connected to, before it takes a record,
+            and now and then later. It raises `NotMadeError` if no record must reach that Kafka.
         **properties: librdkafka properties that differ from them.
     """
 
@@ -170,9 +186,15 @@ class Producer:
         on_failure: Callable[[str, int], None] | None = None,
         on_client: Callable[[str], None] | None = None,
         on_collected: Callable[[], None] = lambda: None,
+        admit: Callable[[str], None] | None = None,
         **properties: Any,
     ) -> None:
         self._told = on_error
+        self._admit = admit
+        self._candidate: Connection | None = None
+        """A client of which it is not known yet which Kafka it is connected to."""
+        self._doubtful = False
+        """All brokers were away since that was known, so it may be another one."""
         self._on_failure = on_failure
         self._on_client = on_client
         self._on_collected = on_collected
@@ -461,19 +483,24 @@ class Producer:
                     else:
                         self._pause(pause_s)
                         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                elif made is not None and monotonic() >= look_at:
-                    self._renew(made)
-                    look_at = monotonic() + LOOK_S
+                elif made is not None:
+                    due = monotonic() >= look_at
+                    if due:
+                        self._renew(made)
+                        look_at = monotonic() + LOOK_S
+                    if due or self._doubtful:
+                        self._look_again()
                 self._serve_retired()
                 self._idle(look_at)
             except Exception:  # without this thread there would never be a client again
                 log.exception("producer.maker_failed")
                 self._pause(LONGEST_PAUSE_S)
+        self._drop_candidate()
 
     def _idle(self, look_at: float) -> None:
         """Wait until there is something to do."""
         with self._changed:
-            if not (self._retired or self._closing or (self._made is None and self._wanted)):
+            if not (self._retired or self._closing or self._doubtful or (self._made is None and self._wanted)):
                 self._changed.wait(None if self._made is None else max(0.0, look_at - monotonic()))
 
     def _pause(self, pause_s: float) -> None:
@@ -486,14 +513,71 @@ class Producer:
                     self._changed.wait_for(lambda: self._closing or bool(self._retired), left)
 
     def _make(self) -> bool:
-        """Make a client; whether there is one now."""
+        """Make a client; whether there is one now, or one that only waits for Kafka's answer."""
         try:
-            fresh = self._connect()
+            if self._candidate is None:
+                self._candidate = self._connect()
+            if not self._is_admitted(self._candidate):
+                self._not_made(NO_ANSWER)
+                return True  # the answer was waited for: no pause
+            if self._candidate.failed:
+                raise NotMadeError("the client has failed")
         except NotMadeError as error:
+            self._drop_candidate()
             self._not_made(str(error))
             return False
+        fresh, self._candidate = self._candidate, None
         self._install(fresh)
         return True
+
+    def _drop_candidate(self) -> None:
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None:
+            candidate.current = False
+            candidate.close()
+
+    # -- which Kafka it is
+    def _is_admitted(self, connection: Connection) -> bool:
+        """Whether a client may take records; False while Kafka does not say which one it is.
+
+        Until then it must not get any: librdkafka would send them as soon as it is connected, wherever that is.
+
+        Raises:
+            NotMadeError: it is the wrong Kafka, or nobody knows.
+        """
+        if self._admit is None:
+            return True
+        asked = monotonic()
+        try:
+            here = kafka_id(connection.client, ASK_S)
+        except KafkaException:
+            failure = self._serve(connection, partial(connection.client.poll, 0))  # what is wrong with its brokers
+            if failure is not None or connection.failed:
+                raise NotMadeError(f"the client has failed{f': {failure.name()}' if failure else ''}") from None
+            self._pause(max(0.0, asked + ASK_S - monotonic()))
+            return False
+        self._admit(here)
+        return True
+
+    def _look_again(self) -> None:
+        """Look whether Kafka is still the same. Another one may have come up in its place, or another be meant now."""
+        made, doubtful = self._made, self._doubtful
+        self._doubtful = False  # first: brokers that go away meanwhile are noticed
+        if made is None:
+            return
+        try:
+            if not self._is_admitted(made):
+                self._doubtful |= doubtful
+            return
+        except NotMadeError as error:
+            why = str(error)
+        with self._changed:
+            if self._made is not made or self._closing:
+                return
+            made.current, self._made, self._wanted = False, None, True
+            self._retired[made] = monotonic()
+        self._not_made(why)  # before its records are reported: nothing is claimed any more
+        self._serve(made, made.client.purge)
 
     def _connect(self) -> Connection:
         """A new client, and what polls it.
@@ -543,7 +627,8 @@ class Producer:
         with self._changed:
             self._missing, self._failing, self._failed_at = why, True, monotonic()
             self._changed.notify_all()
-        log.warning("producer.no_client reason=%r", why)
+        if why != NO_ANSWER:
+            log.warning("producer.no_client reason=%r", why)
         self._tell(why)
         self._drop_waiting()
 
@@ -560,10 +645,16 @@ class Producer:
         changed = ",".join(name for name in now if now[name] != made.files[name])
         if not changed:
             return
+        fresh = None
         try:
             fresh = self._connect()
+            if not self._is_admitted(fresh):
+                raise NotMadeError(NO_ANSWER)  # with these files, or at all
         except NotMadeError as error:  # half of a pair, perhaps: the other half is on its way
             log.warning("producer.not_renewed changed=%s reason=%r", changed, str(error))
+            if fresh is not None:
+                fresh.current = False
+                fresh.close()
             return
         log.info("producer.renewed changed=%s in_flight=%d", changed, len(self._pending))
         self._install(fresh)
@@ -694,6 +785,10 @@ class Producer:
         now = monotonic()
         if not alone:
             self._last_error = (now, error)
+            if error.code() == KafkaError._ALL_BROKERS_DOWN:
+                self._doubtful = True
+                with self._changed:
+                    self._changed.notify_all()  # the thread that looks
             if self._told is not None:
                 self._told(error.code())
         if now - self._logged.get(error.code(), -REPEATED_ERROR_S) >= REPEATED_ERROR_S:
@@ -768,6 +863,23 @@ def check_properties(s: Settings) -> str:
     except (RuntimeError, MemoryError, OSError):
         return missing
     return missing
+
+
+def ask_for_id(s: Settings, timeout_s: float) -> str:
+    """Return the id of the Kafka that the settings name; "" if it has none.
+
+    Raises:
+        NotMadeError: no client can be made now, or no broker answers within `timeout_s`.
+    """
+    properties = librdkafka_properties(s) | {"log_level": 0}
+    function = properties.pop("oauth_cb", None)
+    asking = connect(properties, _ignore, None if function is None else TokenSource(function), CHECK_TOKEN_S)
+    try:
+        return kafka_id(asking.client, timeout_s)
+    except KafkaException:
+        raise NotMadeError(NO_ANSWER) from None
+    finally:
+        asking.close()
 
 
 def _refused(why: str) -> SettingsError:

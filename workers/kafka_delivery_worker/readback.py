@@ -65,9 +65,18 @@ class Readback:
         message_id: what to look for.
         since_ms: the time of the first records that are looked at; None for all there are.
         limit: records that are looked at, in all.
+        admit: called with the id of the Kafka, "" if it has none; it raises if that is not the one that is meant.
     """
 
-    def __init__(self, settings: Settings, message_id: str, since_ms: int | None, limit: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        message_id: str,
+        since_ms: int | None,
+        limit: int,
+        admit: Callable[[str], None] = lambda kafka: None,
+    ) -> None:
+        self._admit = admit
         properties = {
             name: value for name, value in librdkafka_properties(settings).items() if name not in PRODUCER_ONLY
         }
@@ -150,7 +159,9 @@ class Readback:
 
     def _ends(self, topic: str) -> dict[tuple[str, int], int]:
         """Where each partition ends; on the way, where to begin is found out."""
-        found = self._consumer.list_topics(topic, timeout=ANSWER_S).topics[topic]
+        metadata = self._consumer.list_topics(topic, timeout=ANSWER_S)
+        self._admit(metadata.cluster_id or "")
+        found = metadata.topics[topic]
         if found.error is not None:
             if found.error.code() in MISSING:
                 self.missing.add(topic)

@@ -22,6 +22,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 MAKING = "it is being made"
 """Why there is no client at first. That takes some milliseconds, and is no trouble."""
 
+NO_ANSWER = "Kafka has not answered this process yet"
+"""Why there is none while Kafka is away: nobody knows yet which Kafka it is. That is an outage, and no trouble of the
+process."""
+
 NO_CLIENT_S = 1.0
 """How soon a record, or a message that came meanwhile, is worth another look while there is no client, in seconds."""
 
@@ -85,16 +89,20 @@ class Standstill:
 
     @property
     def begins(self) -> bool:
-        """Whether it only waits for its first client, which is being made."""
+        """Whether it only waits for its first client, which is being made, or for Kafka."""
         with self._lock:
-            return bool(self._lacking) and set(self._lacking.values()) == {MAKING}
+            return self._begins
+
+    @property
+    def _begins(self) -> bool:
+        return bool(self._lacking) and {*self._lacking.values()} <= {MAKING, NO_ANSWER}
 
     @property
     def reason(self) -> str:
         """The same in one word for a metric's label: ``client``, ``failures`` or ``""``."""
         with self._lock:
             if self._lacking:
-                return "client"
+                return "" if self._begins and NO_ANSWER in self._lacking.values() else "client"
             return "failures" if self._clock() < self._until else ""
 
     @property

@@ -26,7 +26,7 @@ from kafka_delivery.base import pause_of
 from kafka_delivery.errors import ParkingFullError
 from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.marks import drop_fleeting
-from kafka_delivery.names import PROBE, QUEUE, RELEASED
+from kafka_delivery.names import PROBE, RELEASED
 from kafka_delivery.redis_client import RedisClient
 
 from . import breaker, engine, parked_items
@@ -357,8 +357,8 @@ class Channel(redis.Channel):
 
         Of several queues it is that of sends: a request waits for these, and the wait takes one list.
         """
-        queues = self.active_queues
-        first = self.lease.prefix + (QUEUE if QUEUE in queues else queues[0])
+        queues, sends = self.active_queues, settings.current().queue
+        first = self.lease.prefix + (sends if sends in queues else queues[0])
         seconds = IDLE_S if self._next_due < 0 else min(IDLE_S, self._next_due / 1000 + 0.001)
         self._empty = False
         self._ask("wait", "BLMOVE", first, first, "RIGHT", "RIGHT", seconds)

@@ -16,9 +16,9 @@ from typing import Any
 
 from kombu.transport.redis import Channel
 
-from kafka_delivery import app, names, send_many
+from kafka_delivery import app, names, send_many, settings
 from kafka_delivery.dead_letters import TASK_ID_SUFFIX
-from kafka_delivery.names import DEAD_LETTER_QUEUE, QUEUE, SEND_MANY, is_topic_name
+from kafka_delivery.names import SEND_MANY, is_topic_name
 from kafka_delivery.redis_client import RedisClient
 
 from . import task_ids
@@ -97,10 +97,11 @@ class Whereabouts:
         return next(places, None)
 
     def _waiting(self, watch: Watch) -> Iterator[Place]:
-        yield from self._in_queue(QUEUE, watch)
+        sends, letters = settings.current().queues
+        yield from self._in_queue(sends, watch)
         yield from self._put_aside(watch)
         yield from self._held(watch)
-        yield from self._in_queue(DEAD_LETTER_QUEUE, watch)
+        yield from self._in_queue(letters, watch)
         yield from self._held(watch)
         for _, message in self._search("list", names.POISON, watch):
             yield self._place(Where.POISON, message)

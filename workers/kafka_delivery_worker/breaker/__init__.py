@@ -31,7 +31,7 @@ from kafka_delivery.redis_client import RedisClient
 
 from .. import paused
 from ..classify import Scope, verdict
-from ..standstill import Standstill
+from ..standstill import NO_ANSWER, Standstill
 from .attendance import Attendance
 from .outcomes import LOCAL, Admission, Probe, Tally, count_failure, count_ok, of_probe
 from .probes import SEEK_PAUSE_S, Probes, Settled
@@ -312,7 +312,9 @@ class Breaker:
     def client(self, which: str, missing: str) -> None:
         """Whether there is a Kafka client, see `Standstill.client`."""
         self.standstill.client(which, missing)
+        self._stall.first_answer(self.attendance.now, missing=missing == NO_ANSWER)
         self._apply()
+        self._wake.set()
 
     def retry_after(self, topic: str) -> float:
         """Seconds until records for `topic` are worth another look; at least one where single ones are tried."""

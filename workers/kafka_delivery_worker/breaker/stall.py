@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..standstill import NO_ANSWER
+
 DOWN_S = 5.0
 """All brokers are down for this long, with records in flight: that is an outage."""
 
@@ -18,6 +20,7 @@ class Stall:
         self._reports = self._seen = 0
         self._quiet_since: float | None = None
         self._down_at: float | None = None
+        self._unanswered_since: float | None = None
 
     def heard(self, records: int = 1) -> None:
         """There are reports, of whatever kind."""
@@ -34,12 +37,21 @@ class Stall:
             self._down_at = now
         return new
 
+    def first_answer(self, now: float, *, missing: bool) -> None:
+        """Whether this process still waits for Kafka's first answer, before which it hands over no record."""
+        if not missing:
+            self._unanswered_since = None
+        elif self._unanswered_since is None:
+            self._unanswered_since = now
+
     def begin_anew(self) -> None:
         """The circuit has changed: what was before says nothing about it."""
         self._quiet_since = self._down_at = None
 
     def why(self, now: float, waiting: int) -> str:
         """Why the cluster is down for sure, or ""; `waiting` are records without a report."""
+        if self._unanswered_since is not None and now - self._unanswered_since >= min(DOWN_S, self._stall_s):
+            return NO_ANSWER
         if waiting <= 0 or self._reports != self._seen:
             self._seen, self._quiet_since = self._reports, None
         if waiting <= 0:

@@ -91,7 +91,8 @@ def command() -> None:
 @json_option
 def topics(as_json: bool) -> None:
     """Show each dead-letter topic with how much waits in it, and since when."""
-    cluster, redis = Cluster(settings.current()), RedisClient(settings.current())
+    redis = RedisClient(settings.current())
+    cluster = Cluster(settings.current(), redis)
     found: list[dict[str, Any]] = []
     for letters, originals in cluster.dead_letter_topics().items():
         with Backlog(cluster, redis, letters) as backlog:
@@ -287,12 +288,12 @@ def redrive(
     now_ms = time.time_ns() // 1_000_000
     with ExitStack() as stack:
         backlog, selection = stack.enter_context(_opened(topic))
-        lock = None if dry_run else stack.enter_context(RunLock(redis, backlog.topic))
+        lock = None if dry_run else stack.enter_context(RunLock(redis, backlog.topic, cluster=s.cluster))
         at = _At(places, chosen)
         meant = selection(at, to)
         spans = backlog.spans()
         with progress("reading", backlog.waiting(spans)) as advance:
-            letters = chain(backlog.letters(spans), whole_letters(store, topic, now_ms))
+            letters = chain(backlog.letters(spans), whole_letters(store, topic, now_ms, s.cluster))
             planned = plan(counted((one for one in letters if one is not None), advance), meant, limit)
         at.check()
         if as_json and dry_run:
@@ -318,7 +319,7 @@ def redrive(
                 backlog,
                 lock,
                 meant,
-                whole_letters(store, topic, now_ms),
+                whole_letters(store, topic, now_ms, s.cluster),
                 rate=rate,
                 limit=limit,
                 stop=signals.told,
@@ -364,9 +365,10 @@ def discard_(
     """
     if not (places or chosen.asks or everything):
         raise click.UsageError("say which: by places, by options such as --error-code, or --all")
-    redis = RedisClient(settings.current())
-    store = ParkingStore.of(redis, settings.current())
-    with _opened(topic) as (backlog, selection), RunLock(redis, backlog.topic) as lock:
+    s = settings.current()
+    redis = RedisClient(s)
+    store = ParkingStore.of(redis, s)
+    with _opened(topic) as (backlog, selection), RunLock(redis, backlog.topic, cluster=s.cluster) as lock:
         at = _At(places, chosen)
         meant = selection(at)
         spans = backlog.spans()
@@ -414,8 +416,9 @@ def _opened(topic: str) -> Iterator[tuple[Backlog, Callable[..., Selection]]]:
     """The dead letters of `topic`, and what makes a selection of them from a filter."""
     logging.basicConfig(handlers=[AuditHandler()])
     s = settings.current()
-    cluster = Cluster(s)
-    with Backlog(cluster, RedisClient(s), cluster.dead_letter_topic(topic)) as backlog:
+    redis = RedisClient(s)
+    cluster = Cluster(s, redis)
+    with Backlog(cluster, redis, cluster.dead_letter_topic(topic)) as backlog:
         yield backlog, lambda chosen, to=None: Selection(s, topic, chosen, to)
 
 

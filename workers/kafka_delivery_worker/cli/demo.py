@@ -48,6 +48,7 @@ from ..demo import (
     worker_answers,
 )
 from ..embedded import free_port
+from ..installation import AnotherKafkaError, Installation
 from ..parking import ParkingStore
 from ..topics import admin
 from .output import console
@@ -130,12 +131,15 @@ def _check_given() -> None:
     """
     s = settings.current()
     try:
-        admin(s).list_topics(timeout=KAFKA_TIMEOUT_S)
+        here = admin(s).list_topics(timeout=KAFKA_TIMEOUT_S).cluster_id or ""
     except KafkaException as error:
         raise DemoError(f"no Kafka answers at {s.bootstrap_servers}: {error.args[0].name()}") from error
     shown = settings.masked_url(s.redis_url)
     try:
         found = _status()
+        Installation(RedisClient(s, REDIS_TIMEOUT_S), s).compare(here)
+    except AnotherKafkaError as error:
+        raise DemoError(str(error)) from error
     except (RedisError, KombuError, OSError) as error:
         raise DemoError(f"no Redis answers at {shown}: {error}") from error
     busy = [f"{_unfinished(found)} messages"] if _unfinished(found) else []

@@ -21,7 +21,7 @@ from kafka_delivery import Record, app, send, settings
 from kafka_delivery.base import record_from
 from kafka_delivery.errors import EnqueueError, InvalidRecordError
 from kafka_delivery.marks import marked
-from kafka_delivery.names import DEAD_LETTER, PARKED_LOCK, QUEUE, REVIVED, SEND
+from kafka_delivery.names import DEAD_LETTER, DEFAULT_CLUSTER, PARKED_LOCK, REVIVED, SEND, SEND_MANY
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.tracing import passed_on
 
@@ -425,6 +425,10 @@ def _as_send(item: Parked, to: str | None) -> Publish:
 def _as_call(item: Parked) -> Publish:
     call = item.data
     on_the_wire = bool(call["args"]) and isinstance(call["args"][0], list)
+    here, meant = settings.current().cluster, call.get("cluster", DEFAULT_CLUSTER)
+    says_so = on_the_wire and call["task"] != SEND_MANY  # for which cluster it is, and is refused by that
+    if meant != here and not says_so:
+        raise LeftError(f"it is for the Kafka cluster {meant!r}, and KAFKA_DELIVERY_CLUSTER is {here!r} here")
     has_its_own_id = call["task"] == DEAD_LETTER or (call["task"] == SEND and on_the_wire)
     task_id = None if has_its_own_id else call.get("id")
     return lambda producer: _publish(app.tasks[call["task"]], call["args"], call["kwargs"], task_id, item, producer)
@@ -437,7 +441,7 @@ def _publish(task: Any, args: Any, kwargs: Any, task_id: str | None, item: Parke
 
 def _return_to_queue(store: ParkingStore, item: Parked, lock: RunLock) -> None:
     message = item.data
-    queue = message["queue"] or QUEUE
+    queue = message["queue"] or settings.current().queue
     if not settings.current().queue_on_redis:
         store.check(lock)
         broker.put_back(queue, message)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
+from kombu.transport.redis import Channel
 from rich.console import Console
 from rich.progress import Progress
 
 from kafka_delivery import settings
-from kafka_delivery.names import DELAYED, HELD, WAITING
+from kafka_delivery.names import CLUSTERS, DELAYED, HELD, WAITING, is_another_clusters
 from kafka_delivery.redis_client import RedisClient
 
+from ..breaker.store import alive
 from ..lease import Lease, script
 from .output import json_option, print_json
 
@@ -27,15 +30,15 @@ def command(as_json: bool) -> None:
     Before a downgrade, with all workers stopped: delayed messages go back to their lists, where Celery's own transport
     finds them and keeps them in the worker's memory until they are due; so does what was put aside while its topic's
     circuit was open; and what killed workers held goes back when their leases are over, or is parked if it killed too
-    many.
+    many. Messages and workers of another KAFKA_DELIVERY_CLUSTER in the same Redis are left alone.
     """
     s = settings.current()
     redis = RedisClient(s)
     client, prefix = redis.client, redis.prefix
-    held, running = _release_held(client, prefix, s.lease_s)
+    held, running = _release_held(redis, s)
     # A worker that runs would take them back at once.
-    delayed = 0 if running else _release_delayed(client, prefix)
-    aside = 0 if running else _release_put_aside(client, prefix)
+    delayed = 0 if running else _release_delayed(client, prefix, s.cluster)
+    aside = 0 if running else _release_put_aside(client, prefix, s.cluster)
     if as_json:
         print_json({"delayed": delayed, "put_aside": aside, "still_held": held, "still_running": running})
     else:
@@ -47,8 +50,14 @@ def command(as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _release_held(client: Any, prefix: str, lease_s: float) -> tuple[int, int]:
+def _is_ours(name: str, cluster: str) -> bool:
+    """Whether a list is one of this cluster's, or of a queue that an operator has named himself."""
+    return not is_another_clusters(name.partition(Channel.sep)[0], cluster)
+
+
+def _release_held(redis: RedisClient, s: settings.Settings) -> tuple[int, int]:
     """Wait until all leases are over; how many workers still hold messages, and how many run."""
+    client, prefix, lease_s = redis.client, redis.prefix, s.lease_s
     lease = Lease(lambda: client, lease_s, prefix)
     deadline = time.monotonic() + 2.5 * lease_s
     console = Console(stderr=True)  # what a program reads on standard output is the result alone
@@ -58,8 +67,10 @@ def _release_held(client: Any, prefix: str, lease_s: float) -> tuple[int, int]:
             while True:
                 lease.renew()
                 lease.park_poison()
-                holders = {key.decode()[len(prefix + HELD) :] for key in client.scan_iter(f"{prefix}{HELD}*")}
-                running = holders | {owner.decode() for owner in client.zrange(lease.leases, 0, -1)} - {lease.owner}
+                holders = set(_holders(client, prefix, s.cluster))
+                owners = {owner.decode() for owner in client.zrange(lease.leases, 0, -1)} - {lease.owner}
+                # A lease does not say for which cluster it is.
+                running = holders | (owners if alive(redis, s.cluster) or not _others_run(redis, s) else set())
                 if not running or time.monotonic() > deadline:
                     return len(holders), len(running)
                 time.sleep(min(1.0, lease_s / 4))  # a lease ends when it ends
@@ -68,11 +79,25 @@ def _release_held(client: Any, prefix: str, lease_s: float) -> tuple[int, int]:
         lease.stop()
 
 
-def _release_put_aside(client: Any, prefix: str) -> int:
+def _holders(client: Any, prefix: str, cluster: str) -> Iterator[str]:
+    """Return the workers that hold a message of this cluster's lists."""
+    for key in client.scan_iter(f"{prefix}{HELD}*"):
+        if any(_is_ours(tag.decode(errors="replace").partition(":")[2], cluster) for tag in client.hkeys(key)):
+            yield key.decode()[len(prefix + HELD) :]
+
+
+def _others_run(redis: RedisClient, s: settings.Settings) -> bool:
+    known = {name.decode() for name in redis.client.hkeys(redis.prefix + CLUSTERS)} - {s.cluster}
+    return any(alive(redis, name) for name in known)
+
+
+def _release_put_aside(client: Any, prefix: str, cluster: str) -> int:
     """To the front of the queues, in order: it is older than what is there."""
     released = 0
     registry = prefix + WAITING
     for member in client.smembers(registry):
+        if not _is_ours(member.decode().partition(":")[2], cluster):
+            continue
         name = f"{registry}:{member.decode()}"
         queue = prefix + member.decode().partition(":")[2]
         while client.lmove(name, queue, "LEFT", "RIGHT") is not None:
@@ -81,11 +106,13 @@ def _release_put_aside(client: Any, prefix: str) -> int:
     return released
 
 
-def _release_delayed(client: Any, prefix: str) -> int:
+def _release_delayed(client: Any, prefix: str, cluster: str) -> int:
     released = 0
     start = f"{prefix}{DELAYED}"
     for key in client.scan_iter(f"{start}*"):
         name = key.decode()
+        if not _is_ours(name[len(start) :], cluster):
+            continue
         while moved := client.eval(script("release"), 2, name, prefix + name[len(start) :], AT_ONCE):
             released += moved
     return released

@@ -12,8 +12,7 @@ from rich.table import Table
 from kafka_delivery import app, settings
 from kafka_delivery.redis_client import RedisClient
 
-from .. import backlog, counts, paused
-from ..backlog import QUEUES
+from .. import backlog, counts, paused, unserved
 from ..parking import ParkingStore
 from .breaker import circuits
 from .output import console, json_option, moment, print_json, table
@@ -83,10 +82,11 @@ def status(redis: RedisClient, most_parked: int = MOST_PARKED) -> dict[str, Any]
         ``total``, the ``bytes`` that these take and may take (``max_bytes``, 0 for any number), and ``kinds``, by kind,
         of the oldest `most_parked`; ``workers``: names of those that answered and serve one of our queues;
         ``paused``: processes that pause themselves for a fault of their own, each with ``worker``, ``why`` and
-        ``since_ms``; ``circuits``: states by scope, see `kafka_delivery.Circuit`; ``topics``: counts by topic and
-        outcome, topic "" for what has none.
+        ``since_ms``; ``unserved``: messages that wait for workers of a cluster's name of which none runs, each with
+        ``cluster``, ``messages`` and the names of which workers run, ``served``; ``circuits``: states by scope, see
+        `kafka_delivery.Circuit`; ``topics``: counts by topic and outcome, topic "" for what has none.
 
-        Another broker than Redis does not tell what workers hold, which there includes what waits for its time:
+    Another broker than Redis does not tell what workers hold, which there includes what waits for its time:
         ``delayed``, ``next_due`` and ``in_flight`` are None.
 
     Raises:
@@ -116,6 +116,7 @@ def status(redis: RedisClient, most_parked: int = MOST_PARKED) -> dict[str, Any]
         },
         "workers": _workers(),
         "paused": [one._asdict() for one in paused.read(redis)],
+        "unserved": [one._asdict() for one in unserved.read(redis, settings.current())],
         "circuits": {one.scope: one.state for one in circuits(redis)},
         "topics": {
             topic: {outcome: topics[topic].get(outcome, 0) for outcome in counts.OUTCOMES} for topic in sorted(topics)
@@ -129,9 +130,10 @@ def _next(at_ms: int | None, now_ms: int) -> dict[str, Any] | None:
 
 def _workers() -> list[str]:
     """Names of the workers that serve our queues."""
+    ours = settings.current().queues
     # Not `ping`: the workers of every Celery app in this database answer it.
     served = app.control.inspect(timeout=WORKERS_TIMEOUT_S).active_queues() or {}
-    return sorted(worker for worker, queues in served.items() if any(queue["name"] in QUEUES for queue in queues or ()))
+    return sorted(worker for worker, queues in served.items() if any(queue["name"] in ours for queue in queues or ()))
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -161,5 +163,6 @@ def _now(found: dict[str, Any]) -> Table:
     rows += [(f"- {kind}", count) for kind, count in parked["kinds"].items()]
     rows.append(("workers", ", ".join(found["workers"]) or "none answered"))
     rows += [(f"paused: {one['worker']}", one["why"]) for one in found["paused"]]
+    rows += [(f"for workers of {one['cluster']}, of which none runs", one["messages"]) for one in found["unserved"]]
     rows += [(f"circuit of {scope}", state) for scope, state in found["circuits"].items()]
     return table("Now", ("what", "how many"), rows)

@@ -20,6 +20,7 @@ from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 
 from .. import counts
+from ..installation import Installation
 from ..readback import SKEW_MS, Readback, Sighting, told_ms
 from ..whereabouts import Place, Where, Whereabouts
 from .output import console, json_option, moment, print_json, table
@@ -57,7 +58,8 @@ def command(message_id: str, topics: tuple[str, ...], since: datetime | None, li
         raise click.BadParameter("it has 1 to 200 printable ASCII characters", param_hint="MESSAGE_ID")
     since_ms = int(since.replace(tzinfo=UTC).timestamp() * 1000) if since else _since(message_id)
     s = settings.current()
-    with Readback(s, message_id, since_ms, limit) as readback, _progress() as watched:
+    admit = Installation(RedisClient(s), s).compare
+    with Readback(s, message_id, since_ms, limit, admit) as readback, _progress() as watched:
         place = _find(s, message_id, topics, readback, watched)
     if as_json:
         print_json({"message_id": message_id, "where": place.where, "batch": place.batch, **place.facts})

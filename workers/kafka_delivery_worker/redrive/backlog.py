@@ -28,6 +28,7 @@ from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 
 from ..dead_letter import DeadLetter, read
+from ..installation import Installation
 from ..producer import MISSING
 from ..topics import admin, client_properties
 from .done import DoneOffsets, RedriveError
@@ -71,14 +72,21 @@ class Span:
 class Cluster:
     """The cluster's dead-letter topics, as its metadata says.
 
+    Args:
+        settings: the way to it.
+        redis: where its records wait; it is the Kafka of that Redis's installation.
+
     Raises:
         KafkaException: it cannot be reached.
+        AnotherKafkaError: its dead letters are another installation's, and would be sent to the wrong Kafka.
+        redis.exceptions.RedisError: Redis does not answer.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, redis: RedisClient) -> None:
         self.settings = settings
         self.admin: AdminClient = admin(settings, logger=librdkafka_log)
         self.metadata = self.admin.list_topics(timeout=KAFKA_S)
+        Installation(redis, settings).compare(self.metadata.cluster_id or "")
 
     def dead_letter_topics(self) -> dict[str, list[str]]:
         """Dead-letter topics that exist, each with the topics whose letters it is for."""
@@ -124,7 +132,7 @@ class Backlog:
 
     def __init__(self, cluster: Cluster, redis: RedisClient, topic: str) -> None:
         self.topic, self.group = topic, REDRIVE_GROUP + topic
-        self.done = DoneOffsets(redis, topic)
+        self.done = DoneOffsets(redis, topic, cluster.settings.cluster)
         self.topic_id = ""
         self.reached: dict[int, int] = {}
         """Partitions that `letters` has read to their ends, and where those were."""

@@ -29,8 +29,9 @@ from typing import Any, Self
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
+from kafka_delivery import names
 from kafka_delivery.errors import KafkaDeliveryError
-from kafka_delivery.names import AUDIT, REDRIVE
+from kafka_delivery.names import AUDIT, DEFAULT_CLUSTER
 from kafka_delivery.redis_client import RedisClient
 
 SEGMENT = 65_536
@@ -53,11 +54,11 @@ class RedriveError(KafkaDeliveryError):
 
 
 class DoneOffsets:
-    """The memory of one dead-letter topic."""
+    """The memory of one dead-letter topic of a Kafka cluster."""
 
-    def __init__(self, redis: RedisClient, topic: str) -> None:
+    def __init__(self, redis: RedisClient, topic: str, cluster: str = DEFAULT_CLUSTER) -> None:
         self._client = redis.client
-        self._base = redis.prefix + REDRIVE + topic
+        self._base = redis.prefix + names.redrive(cluster, topic)
         self._audit = redis.prefix + AUDIT
         self._mark = self._client.register_script(_script("mark"))
         self._segments: dict[int, tuple[int, bytes]] = {}
@@ -179,14 +180,22 @@ class RunLock:
         redis: where it is.
         topic: what is locked, by its name.
         lock_s: how long a dead process holds it.
+        cluster: the Kafka cluster of the dead-letter topic.
         key: its name in Redis without the prefix; by default that of the dead-letter topic.
 
     Raises:
         RedriveError: on entry: another one runs; the text says who.
     """
 
-    def __init__(self, redis: RedisClient, topic: str, lock_s: float = LOCK_S, key: str = "") -> None:
-        self.key = redis.prefix + (key or f"{REDRIVE}{topic}:lock")
+    def __init__(
+        self,
+        redis: RedisClient,
+        topic: str,
+        lock_s: float = LOCK_S,
+        key: str = "",
+        cluster: str = DEFAULT_CLUSTER,
+    ) -> None:
+        self.key = redis.prefix + (key or f"{names.redrive(cluster, topic)}:lock")
         self.runner = Runner.here()
         self.token = json.dumps(asdict(self.runner) | {"nonce": uuid.uuid4().hex})
         self._client = redis.client

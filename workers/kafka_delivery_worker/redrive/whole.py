@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kafka_delivery.names import DEFAULT_CLUSTER
+
 from ..dead_letter import DeadLetter, Origin
 from ..parking import Parked, ParkingStore, fingerprint
 
@@ -11,19 +13,21 @@ KIND = "dead-letter"
 """Of items whose dead-letter topic refused them, for their size or another reason, or was missing."""
 
 
-def letters(store: ParkingStore, topic: str, before_ms: int) -> Iterator[DeadLetter]:
+def letters(store: ParkingStore, topic: str, before_ms: int, cluster: str = DEFAULT_CLUSTER) -> Iterator[DeadLetter]:
     """Those that were meant for `topic`, the oldest first.
 
     Args:
         store: where they are.
         topic: the original one.
         before_ms: parked before that; a run does not take up what it made.
+        cluster: the Kafka cluster that they are for; clusters may share the store.
 
     Raises:
         redis.exceptions.RedisError: Redis does not answer.
     """
     for item in store.list():
-        if (item.kind, item.content, item.topic) == (KIND, "record", topic) and item.at_ms < before_ms:
+        meant = (item.kind, item.content, item.topic) == (KIND, "record", topic) and item.data[1] == cluster
+        if meant and item.at_ms < before_ms:
             yield _letter(item)
 
 
