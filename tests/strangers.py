@@ -20,7 +20,7 @@ from typing import Any
 
 QUEUE = "kafka-delivery"
 TOPIC = "strangers"
-SECRET = "secret-of-a-stranger"
+SECRET = "secret-of-a-stranger"  # noqa: S105
 """In payloads and arguments; no log may show it."""
 
 FORGED_LINE = "FORGED-LINE"
