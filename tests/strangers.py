@@ -149,7 +149,7 @@ def _add(
 
 def _bad_body() -> str:
     """A call of `send` without a record."""
-    return json.dumps([[SECRET, {"a": SECRET}], {}, None])
+    return json.dumps([[[SECRET, {"a": SECRET}]], {}, None])
 
 
 # -- families
@@ -353,8 +353,17 @@ def _headers(found: dict[str, bytes]) -> None:
         "timelimit": ["x", [1], [1, 2, 3], ["a", "b"], {"a": 1}, 7, [1e300, None], [None, -1], [True, None]],
         "retries": ["x", -1, 1.5, 2**70, 2**10**4, True, [1], {}],
         "group": [{"a": [1]}],
-        "shadow": [{"a": 1}],
-        "stamped_headers": [7],
+        "shadow": [{"a": 1}, ["x"], 7],
+        "stamped_headers": [7, [7], {"a": 1}, "x"],
+        "stamps": [7, [7], "x"],
+        "root_id": [{"a": [1]}, 7],
+        "parent_id": [{"a": [1]}, 7],
+        "argsrepr": [{"a": [1]}, 7],
+        "origin": [{"a": [1]}],
+        "group_index": ["x", [1]],
+        "replaced_task_nesting": ["x", [1], 2**70],
+        "ignore_result": [{"a": [1]}, [1]],
+        "lang": [{"a": [1]}],
     }
     for name, values in strange.items():
         for place, value in enumerate(values):
