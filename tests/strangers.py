@@ -171,8 +171,8 @@ def _no_message(found: dict[str, bytes]) -> None:
             "no UTF-8 in an id": good.replace(b"stranger whole", b"stranger \xff\xfe"),
             "NUL bytes": b"\0" * 1_000,
             "ESC bytes": b"\x1b[2J\n" + FORGED_LINE.encode() + b"\n",
-            "a byte order mark": b"\xef\xbb\xbf" + good,
-            "UTF-16": good.decode().encode("utf-16"),
+            "a byte order mark": b"\xef\xbb\xbf" + json.dumps(envelope("stranger with a mark", _bad_body())).encode(),
+            "UTF-16": json.dumps(envelope("stranger in UTF-16", _bad_body())).encode("utf-16"),
             "brackets": b"[" * 100_000,
             "braces": b'{"a":' * 100_000,
             "a queue and a line break": f"kafka-delivery\n{FORGED_LINE}".encode(),
@@ -285,7 +285,7 @@ def _nested(found: dict[str, bytes]) -> None:
             "args": f"[[{deep}], {{}}, null]",
             "kwargs": f'[[], {{"value": {objects}}}, null]',
             "embed": f'[[], {{}}, {{"callbacks": {deep}}}]',
-            "embed of a record": f'[[{json.dumps(wire("x"))}], {{}}, {{"chain": {deep}}}]',
+            "embed of a record": f'[[{json.dumps(wire(f"inner {depth}"))}], {{}}, {{"chain": {deep}}}]',
             "a value": f'[[[1, "default", "{TOPIC}", {deep}, null, [], null, 1, "x"]], {{}}, null]',
         }.items():
             name = f"{depth} deep in {where}"
@@ -364,6 +364,9 @@ def _headers(found: dict[str, bytes]) -> None:
         "replaced_task_nesting": ["x", [1], 2**70],
         "ignore_result": [{"a": [1]}, [1]],
         "lang": [{"a": [1]}],
+        "is_eager": [True],
+        "_children": [7],
+        "called_directly": [True],
     }
     for name, values in strange.items():
         for place, value in enumerate(values):

@@ -277,7 +277,7 @@ class DeliveryTask(Task, Generic[T]):
             raise
         except InvalidRecordError as error:
             self.park_call(error)
-            self.conclude(failed, error)
+            self.conclude(failed, error, parked=True)
             raise
         except Exception as error:
             self.failed_here(error)
@@ -288,7 +288,7 @@ class DeliveryTask(Task, Generic[T]):
             return value
         # Not the error itself: Celery logs its text, which may quote what it choked on.
         unexpected = KafkaDeliveryError(f"parked after an unexpected {unplanned}")
-        self.conclude(failed, unexpected)
+        self.conclude(failed, unexpected, parked=True)
         raise unexpected
 
     def failed_here(self, error: Exception) -> None:
@@ -301,11 +301,16 @@ class DeliveryTask(Task, Generic[T]):
         if self.move(error, processes=known.processes) is not Move.PARK:
             self.give_back(error, known.pause_s)
 
-    def conclude(self, ends: Callable[[Task, Any], None], how: Any) -> None:
+    def conclude(self, ends: Callable[[Task, Any], None], how: Any, parked: bool = False) -> None:
         """Do what Celery would do after the body, where a failure still puts the message back.
 
         The record is safe by then; a repeat sends it again, under the same id. What can never be published, say a
         callback that is no signature, is parked with the record: a message that comes back for ever sends for ever.
+
+        Args:
+            ends: does it.
+            how: what the task returned, or its error.
+            parked: whether the record is parked already, which is with all that was to follow it.
         """
         if self.request.is_eager:
             return
@@ -319,7 +324,8 @@ class DeliveryTask(Task, Generic[T]):
                 )  # fmt: skip
                 self.give_back(fault)
             leave_nothing(self)
-            self.park_call(fault, f"what was to follow it could not be queued: {type(fault).__name__}")
+            if not parked:
+                self.park_call(fault, f"what was to follow it could not be queued: {type(fault).__name__}")
 
     def note_retry(self, again: Retry) -> None:
         """Store for who waits for the result that another attempt is queued; it is, whether or not that succeeds."""

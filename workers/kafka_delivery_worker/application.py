@@ -81,6 +81,7 @@ def worker_app() -> Any:
         task_publish_retry_policy={"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1},
     )
     decompression.bound_kombu()
+    logs.be_plain()
     logs.be_terse()
     if s.log_format == "json":
         logs.use_json()

@@ -22,7 +22,7 @@ LEAST_BYTES = 8_000_000
 """That a body may have, decompressed, with records of any size: what a claim brings at most."""
 
 RECORDS = 4
-"""The same in records of the largest size: of one, JSON makes twice its bytes at most, and a callback may have another."""
+"""The same in records of the largest size: JSON doubles one at most, and a callback may have another."""
 
 
 class BodyTooLargeError(ValueError):

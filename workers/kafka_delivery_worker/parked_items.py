@@ -45,7 +45,7 @@ SPLIT_BYTES = 4 * 1024 * 1024
 """Of a message that killed workers. A longer one is kept whole: its size may be what kills."""
 
 MAX_WORDS = 2_000
-"""Characters of the reason. It may name an argument or a task, whose name a stranger may have made as long as he liked."""
+"""Characters of the reason. It may name an argument or a task, and a stranger may have made that name of any length."""
 
 EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 """What a message asks of Celery beside the call, as Celery names it in the message's body."""

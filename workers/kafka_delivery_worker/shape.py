@@ -26,6 +26,9 @@ COUNTS = ("retries", "replaced_task_nesting", "group_index")
 TEXTS = ("shadow", "root_id", "parent_id", "group", "argsrepr", "kwargsrepr", "origin", "lang")
 """Headers of Celery's that it takes for such, without a look."""
 
+CONTEXTS = ("called_directly", "is_eager", "_children", "_protected")
+"""What Celery keeps of a running task beside its headers, under the same names."""
+
 HIGHEST_PRIORITY = 255
 """That a broker knows."""
 
@@ -126,6 +129,8 @@ def _of_headers(headers: dict[str, Any]) -> Fault | None:
     for name in TEXTS:
         if not isinstance(headers.get(name), str | None):
             return Fault("invalid", f"its header {name} is no text")
+    if any(name in headers for name in CONTEXTS):
+        return Fault("invalid", "its headers say what only a worker knows of a task that runs")
     stamped, stamps = headers.get("stamped_headers"), headers.get("stamps")
     if not (isinstance(stamped, list | tuple | None) and all(isinstance(name, str) for name in stamped or ())):
         return Fault("invalid", "its header stamped_headers is no list of names")
