@@ -22,7 +22,7 @@ FLEETING = (PROBE, RELEASED)
 _MARKS = frozenset((*LASTING, *FLEETING))
 
 MAX_COUNT = 1_000_000
-"""Of a mark that counts, and of Celery's retries. At a second each that is eleven days; what is more was not counted."""
+"""Of a mark that counts, and of Celery's retries. A second each is eleven days: what is more, nobody counted."""
 
 
 def mark_of(source: Any, mark: str) -> Any:

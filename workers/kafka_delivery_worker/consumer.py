@@ -58,7 +58,7 @@ class Consumer(CeleryConsumer):
             super().cancel_active_requests()
 
     def update_strategies(self) -> None:
-        """As Celery's, without its own tasks: they do their work in its applications, and in our queues are a stranger's.
+        """As Celery's, without its own tasks: who puts them into our queues is a stranger.
 
         Executed, `celery.accumulate` and its like vanish, or run others' tasks for whoever can write to Redis.
         """

@@ -13,7 +13,7 @@ MAX_DEPTH = 64
 """Of objects and lists in an envelope. Ours has four; a tracing tool's header adds a few."""
 
 MAX_DEPTH_OF_BODY = 500
-"""Of a message's arguments. Python's JSON writes twice as many at most, and of what is parked the arguments are a part."""
+"""Of a message's arguments. Python's JSON writes twice as many, and what is parked has the arguments inside."""
 
 
 def is_deeper(value: Any, depth: int) -> bool:
