@@ -37,6 +37,7 @@ OVERRIDDEN = {
         "worker_options= disable_rate_limits= initial_prefetch_count= prefetch_multiplier= **kwargs"
     ),
     "Consumer.create_task_handler": "self promise=",
+    "Consumer.update_strategies": "self",
     "Consumer.cancel_active_requests": "self",
     "Consumer.on_decode_error": "self message exc",
     "Consumer.on_unknown_message": "self body message",

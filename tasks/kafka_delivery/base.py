@@ -44,7 +44,7 @@ from .faults import QUEUE_FAULTS, is_publish_fault, said_by, text_of
 from .marks import count_of, mark_of, marked_again
 from .names import DEFERRALS, PROBE, REDRIVES
 from .publisher import is_plain, publish
-from .record import Record, member_id
+from .record import MAX_MESSAGE_ID, Record, member_id
 from .results import Result, TaskResult
 from .tracing import traced
 
@@ -59,6 +59,13 @@ T = TypeVar("T")
 REQUEUE_PAUSE_S = 2.0
 """How long a message waits that goes back because something around it refused, in seconds. Without a pause the queue
 would hand it out again at once."""
+
+BATCH_BYTES = 700_000
+"""Of records as JSON in one message of `send_many`: in Redis, where that lies in base64, less than a megabyte."""
+
+MAX_MEMBERS = 20_000
+"""Of one message of `send_many`. No more records than 16,000, the shortest that there are, have so few bytes; what is
+called by name may have some more. A larger one is parked whole, and not member by member."""
 
 
 def engine() -> Engine:
@@ -257,7 +264,7 @@ class DeliveryTask(Task, Generic[T]):
         return task_id
 
     # -- a message becomes a call
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:  # a stranger's argument may be called self
         """Run in a worker; park what fails in a way that is nobody's plan (Celery would acknowledge it)."""
         self._get_app()  # binds the task, which in an application nothing else may have done yet
         if self.request.called_directly:
@@ -274,7 +281,7 @@ class DeliveryTask(Task, Generic[T]):
             raise
         except InvalidRecordError as error:
             self.park_call(error)
-            self.conclude(failed, error)
+            self.conclude(failed, error, parked=True)
             raise
         except Exception as error:
             self.failed_here(error)
@@ -285,7 +292,7 @@ class DeliveryTask(Task, Generic[T]):
             return value
         # Not the error itself: Celery logs its text, which may quote what it choked on.
         unexpected = KafkaDeliveryError(f"parked after an unexpected {unplanned}")
-        self.conclude(failed, unexpected)
+        self.conclude(failed, unexpected, parked=True)
         raise unexpected
 
     def failed_here(self, error: Exception) -> None:
@@ -298,11 +305,16 @@ class DeliveryTask(Task, Generic[T]):
         if self.move(error, processes=known.processes) is not Move.PARK:
             self.give_back(error, known.pause_s)
 
-    def conclude(self, ends: Callable[[Task, Any], None], how: Any) -> None:
+    def conclude(self, ends: Callable[[Task, Any], None], how: Any, parked: bool = False) -> None:
         """Do what Celery would do after the body, where a failure still puts the message back.
 
         The record is safe by then; a repeat sends it again, under the same id. What can never be published, say a
         callback that is no signature, is parked with the record: a message that comes back for ever sends for ever.
+
+        Args:
+            ends: does it.
+            how: what the task returned, or its error.
+            parked: whether the record is parked already, which is with all that was to follow it.
         """
         if self.request.is_eager:
             return
@@ -316,7 +328,8 @@ class DeliveryTask(Task, Generic[T]):
                 )  # fmt: skip
                 self.give_back(fault)
             leave_nothing(self)
-            self.park_call(fault, f"what was to follow it could not be queued: {type(fault).__name__}")
+            if not parked:
+                self.park_call(fault, f"what was to follow it could not be queued: {type(fault).__name__}")
 
     def note_retry(self, again: Retry) -> None:
         """Store for who waits for the result that another attempt is queued; it is, whether or not that succeeds."""
@@ -366,7 +379,9 @@ class DeliveryTask(Task, Generic[T]):
         if engine().breaker.is_shut(topic):
             pause = min(s.defer_max_s, math.ceil(engine().breaker.retry_after(topic)))
         else:
-            pause = int(get_exponential_backoff_interval(s.defer_s, deferrals, s.defer_max_s, full_jitter=False))
+            pause = int(
+                get_exponential_backoff_interval(s.defer_s, min(deferrals, 60), s.defer_max_s, full_jitter=False)
+            )
         return pause + (random.randint(0, s.defer_s) if s.retry_jitter else 0)
 
     def retry(self, args: Any = None, kwargs: Any = None, exc: Any = None, **options: Any) -> Any:
@@ -502,7 +517,7 @@ def record_from(args: Any, kwargs: Any, task_id: str | None) -> Record:
     if task_id is not None and record.id != task_id:
         raise InvalidRecordError(
             "message_id",
-            f"{record.id!r} is not the task id {task_id!r}: give one of them, they are the same",
+            f"{record.id!r} is not the task id {str(task_id)[:MAX_MESSAGE_ID]!r}: give one of them, they are the same",
             record.id,
         )
     return record
@@ -543,6 +558,11 @@ def batch_from(args: Any, kwargs: Any, task_id: str | None) -> list[Record | Ref
     if records is None or isinstance(records, str | bytes | Mapping | Record) or not hasattr(records, "__iter__"):
         raise InvalidRecordError("records", "must be an iterable of Records or mappings")
     return [_member(position, member, task_id) for position, member in enumerate(records)]
+
+
+def is_too_many(records: Any) -> bool:
+    """Whether a batch has more members than a message of ours: a stranger wrote it."""
+    return isinstance(records, list | tuple | dict) and len(records) > MAX_MEMBERS
 
 
 def member_or_raise(member: Record | Refused) -> Record:

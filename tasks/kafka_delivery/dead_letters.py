@@ -91,7 +91,7 @@ class DeadLetter(DeliveryTask[dict[str, Any]]):
             rest["message_id"] = task_id.removesuffix(TASK_ID_SUFFIX)
         return record_from(args, rest, None), reason(**why)
 
-    def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def run(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Publish the dead letter and return where it is, or park the record.
 
         Raises:

@@ -20,7 +20,18 @@ from celery.states import FAILURE, PENDING, RETRY, REVOKED, SUCCESS
 from redis.exceptions import OutOfMemoryError
 
 from .backlog import refuse_if_full
-from .base import DeliveryTask, Refused, batch_from, engine, member_or_raise, record_from, wire_of
+from .base import (
+    BATCH_BYTES,
+    MAX_MEMBERS,
+    DeliveryTask,
+    Refused,
+    batch_from,
+    engine,
+    is_too_many,
+    member_or_raise,
+    record_from,
+    wire_of,
+)
 from .dead_letters import dead_letter
 from .disposition import Asker, Move
 from .errors import (
@@ -28,6 +39,7 @@ from .errors import (
     BulkEnqueueError,
     DeliveryError,
     EnqueueError,
+    InvalidRecordError,
     RetriableError,
     RetriesExhaustedError,
 )
@@ -42,9 +54,6 @@ from .threads import in_thread
 BULK_RECORDS = 500
 BULK_BYTES = 1_000_000
 """Of one write to Redis; it serves others after each."""
-
-BATCH_BYTES = 700_000
-"""Of records as JSON in one message of `send_many`: in Redis, where that lies in base64, less than a megabyte."""
 
 
 FATES = {Move.DEAD_LETTER: "dead-lettered", Move.RETRY: "retried", Move.DEFER: "deferred"}
@@ -197,7 +206,7 @@ class Send(DeliveryTask[Delivered]):
         record = record_from(args, kwargs, task_id)
         return [wire_of(record)], record.id, f"({record.topic!r}, {record.size} bytes, {record.id!r})"
 
-    def run(self, *args: Any, **kwargs: Any) -> Delivered:
+    def run(self, /, *args: Any, **kwargs: Any) -> Delivered:
         """Deliver the record and return where it is; by then it has its place in the log.
 
         Raises:
@@ -302,7 +311,7 @@ class SendMany(DeliveryTask[list[Fate]]):
         wires = [wire_of(record) for record in records]
         return [wires], task_id or uuid7(), f"({len(records)} records, {sum(r.size for r in records)} bytes)"
 
-    def run(self, *args: Any, **kwargs: Any) -> list[Fate]:
+    def run(self, /, *args: Any, **kwargs: Any) -> list[Fate]:
         """Deliver all, give those that failed a message of their own, and return what became of each, in order.
 
         Returns:
@@ -310,6 +319,8 @@ class SendMany(DeliveryTask[list[Fate]]):
             timestamp; ``"retried"`` or ``"deferred"`` (a `send` of its own is queued); ``"dead-lettered"``; or
             ``"parked"`` for what is no valid record (``topic`` is None then).
         """
+        if any(map(is_too_many, (*args, *kwargs.values()))):
+            raise InvalidRecordError("records", f"are more than {MAX_MEMBERS}, which no caller puts into one message")
         members = batch_from(args, kwargs, self.request.id)
         # First what is no record: if it cannot be parked now, the whole batch goes back, and nothing was sent twice.
         parked = iter([self.park_member(member) for member in members if isinstance(member, Refused)])

@@ -21,6 +21,9 @@ FLEETING = (PROBE, RELEASED)
 
 _MARKS = frozenset((*LASTING, *FLEETING))
 
+MAX_COUNT = 1_000_000
+"""Of a mark that counts, and of Celery's retries. A second each is eleven days: what is more, nobody counted."""
+
 
 def mark_of(source: Any, mark: str) -> Any:
     """Return what a message says under `mark`; None where it says nothing.
@@ -40,9 +43,19 @@ def mark_of(source: Any, mark: str) -> Any:
 
 
 def count_of(source: Any, mark: str) -> int:
-    """As `mark_of`, of a mark that counts; 0 for what is no count."""
+    """As `mark_of`, of a mark that counts; 0 for what is no plausible count, which no worker of ours wrote."""
     count = mark_of(source, mark)
-    return count if type(count) is int else 0
+    return count if is_count(count) else 0
+
+
+def is_count(value: Any) -> bool:
+    """Whether a worker may compute with `value` as with a number of times."""
+    return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def is_revived(source: Any) -> bool:
+    """Whether an operator sends a message again, whatever revoked it before."""
+    return mark_of(source, REVIVED) is True
 
 
 def marked(marks: Mapping[str, Any], headers: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -66,7 +79,9 @@ def marked_again(request: Any, changes: Mapping[str, Any] | None = None) -> dict
         request: the task's.
         changes: marks that differ from then on.
     """
-    return marked({mark: mark_of(request, mark) for mark in LASTING} | dict(changes or {}), request.headers)
+    lasting = {mark: count_of(request, mark) or None for mark in (DEFERRALS, REDRIVES)}
+    lasting[REVIVED] = True if is_revived(request) else None
+    return marked(lasting | dict(changes or {}), request.headers)
 
 
 def drop_fleeting(headers: dict[str, Any]) -> None:

@@ -167,7 +167,7 @@ class Record:
             InvalidRecordError: it is of a newer version, for another cluster, malformed or invalid.
         """
         if not wire or wire[0] != WIRE_VERSION:
-            version = wire[0] if wire and isinstance(wire[0], int) else "unknown"
+            version = wire[0] if wire and isinstance(wire[0], int) and 0 <= wire[0] <= 1_000_000 else "unknown"
             raise InvalidRecordError("record", f"wire version {version}, this worker knows {WIRE_VERSION}: update it")
         try:
             _, record_cluster, topic, value, key, headers, partition, timestamp, message_id = wire
@@ -183,7 +183,9 @@ class Record:
         except (ValueError, TypeError) as error:
             raise InvalidRecordError("record", "malformed on the wire") from error
         if record_cluster != cluster:
-            raise InvalidRecordError("record", f"for cluster {record_cluster!r}; this worker serves {cluster!r}")
+            raise InvalidRecordError(
+                "record", f"for cluster {str(record_cluster)[:60]!r}; this worker serves {cluster!r}"
+            )
         return cls(*fields)
 
 

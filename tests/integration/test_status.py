@@ -47,7 +47,7 @@ def fill(system: Stack) -> None:
     system.redis.lpush("kafka-delivery:waiting:1:orders:kafka-delivery", "message", "message")
     store = ParkingStore(system.redis)
     for item_id, kind in (("a", "bug"), ("b", "dead-letter"), ("c", "bug")):
-        data = {"value": SECRET}
+        data = {"task": "t", "id": item_id, "args": [SECRET], "kwargs": {}}
         store.park(Parked(id=item_id, kind=kind, error_class="E", error_message="m", content="call", data=data))
     counts: dict[Any, Any] = {
         "delivered:orders": 7,

@@ -92,7 +92,7 @@ class TestInRedis:
     def test_it_is_parked(self, delivery: Stack, kept_as: str) -> None:
         store = ParkingStore(delivery.redis)
         for item_id in (kept_as, "x??[1]~0a1b2c3d"):
-            data = {"value": PAYLOAD}
+            data = {"task": "t", "id": item_id, "args": [PAYLOAD], "kwargs": {}}
             store.park(Parked(id=item_id, kind="bug", error_class="E", error_message="m", content="call", data=data))
         found = trace("x?*[1]", code=DEAD)
         assert (found["where"], found["parked_id"], found["kind"]) == ("parked", kept_as, "bug")

@@ -307,8 +307,8 @@ class TestMessage:
         assert item.id == "x\\ud800"
 
     def test_bytes_that_are_no_message_are_kept_to_the_byte(self) -> None:
-        item = of_bytes("q", b"\xff{", "garbage-1", WHY)
-        assert (item.id, item.content) == ("garbage-1", "message")
+        item = of_bytes("q", b"\xff{", WHY)
+        assert (item.id, item.content) == ("garbage-b26f99543485cab0666a50160ed4281d", "message")
         assert item.data["raw"].encode(errors="surrogateescape") == b"\xff{"
 
     def test_a_deep_body_is_no_reason_to_fail(self) -> None:

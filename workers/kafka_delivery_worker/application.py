@@ -20,7 +20,7 @@ from kafka_delivery.errors import SettingsError
 from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.redis_client import RedisClient
 
-from . import engine, logs
+from . import decompression, engine, logs
 from .client import NotMadeError
 from .dotted import load
 from .installation import AnotherKafkaError, Installation
@@ -85,6 +85,8 @@ def worker_app() -> Any:
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the record's report decides, not the queue's link
         task_publish_retry_policy={"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 1},
     )
+    decompression.bound_kombu()
+    logs.be_plain()
     logs.be_terse()
     if s.log_format == "json":
         logs.use_json()

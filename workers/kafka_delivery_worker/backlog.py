@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from kombu.transport.redis import Channel
 
 from kafka_delivery import settings
 from kafka_delivery.names import DELAYED, HELD, LEASES, WAITING
+from kafka_delivery.record import MAX_TIMESTAMP_MS
 from kafka_delivery.redis_client import RedisClient
 
 from . import broker, task_ids
@@ -86,9 +88,9 @@ def _in_redis(redis: RedisClient) -> Backlog:
     prefix = redis.prefix
     queues = settings.current().queues
     lists = lists_of(queues)
-    known = sorted(member.decode() for member in redis.client.smembers(prefix + WAITING))
+    known = sorted(_texts(redis.client.smembers(prefix + WAITING)))
     aside = [member for member in known if member.partition(":")[2] in lists]
-    owners = [owner.decode() for owner in redis.client.zrange(prefix + LEASES, 0, -1)]
+    owners = list(_texts(redis.client.zrange(prefix + LEASES, 0, -1)))
     fronts = [*lists, *(f"{WAITING}:{member}" for member in aside)]
     seconds, microseconds = redis.client.time()
     now_ms = seconds * 1000 + microseconds // 1000
@@ -114,10 +116,18 @@ def _in_redis(redis: RedisClient) -> Backlog:
         delayed[queue] += next(found)
         due[queue] += next(found)
         for _, at in next(found):
-            next_due[queue] = min(int(at), next_due[queue] or int(at))
+            at_ms = int(max(0, min(at, MAX_TIMESTAMP_MS)))  # a stranger's may be infinite
+            next_due[queue] = min(at_ms, next_due[queue] or at_ms)
     in_flight = sum(next(found) for _ in range(1 + len(owners)))
     put_aside: Counter[str] = Counter()
     for member, count in zip(aside, found, strict=True):
         put_aside[member.partition(":")[0]] += count
     named = {name: task_ids.read_id(one) for name, one in zip(fronts, ids, strict=True) if one is not None}
     return Backlog(now_ms, waiting, delayed, due, next_due, in_flight, dict(put_aside), named)
+
+
+def _texts(members: Iterable[bytes]) -> Iterator[str]:
+    """Those that can be a name of ours; others are a stranger's."""
+    for member in members:
+        with suppress(UnicodeDecodeError):
+            yield member.decode()

@@ -22,16 +22,19 @@ from kafka_delivery.base import pause_of, words_of
 from kafka_delivery.disposition import Asker, Circuit, Move, disposition
 from kafka_delivery.errors import CircuitBreakerOpen
 from kafka_delivery.faults import QUEUE_FAULTS
-from kafka_delivery.marks import mark_of
+from kafka_delivery.marks import drop_fleeting, mark_of
 from kafka_delivery.names import DEAD_LETTER, PROBE, RELEASED, SEND, SEND_MANY, is_topic_name
 
 from . import breaker, engine, parked_items
 from .giving_back import give_back, wait_for_circuit
 from .parked_items import Reason
-from .shape import fault_of
+from .shape import fault_of, forged
 from .transport import Channel
 
 log = logging.getLogger("kafka_delivery.consumer")
+
+CELERYS_OWN = "celery."
+"""With what the names of Celery's built-in tasks begin."""
 
 
 class Consumer(CeleryConsumer):
@@ -54,6 +57,15 @@ class Consumer(CeleryConsumer):
         else:
             super().cancel_active_requests()
 
+    def update_strategies(self) -> None:
+        """As Celery's, without its own tasks: who puts them into our queues is a stranger.
+
+        Executed, `celery.accumulate` and its like vanish, or run others' tasks for whoever can write to Redis.
+        """
+        super().update_strategies()
+        for name in [name for name in self.strategies if name.startswith(CELERYS_OWN)]:
+            del self.strategies[name]
+
     celerys_way: Callable[[Any], None]
     """For a message whose lane finds out late that it is none of its own."""
 
@@ -71,11 +83,18 @@ class Consumer(CeleryConsumer):
                 self.failed_here(message, exc)
 
         def celerys_way(message: Any) -> None:
-            if not self._waits(message):
-                self._begins(message)
-                handle(message)
+            if self._waits(message):
+                return
+            fault = forged(message)
+            if fault is not None:
+                self._quarantine(message, fault.kind, fault.why, None)
+                return
+            self._begins(message)
+            handle(message)
 
         def on_task_received(message: Any) -> None:
+            if not isinstance(message.channel, Channel):
+                drop_fleeting(message.headers)  # no other gives a message any
             lane = lanes.get(message.headers.get("task"))
             if lane is None or not lane.take(message):
                 celerys_way(message)

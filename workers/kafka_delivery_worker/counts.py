@@ -83,6 +83,9 @@ def read(redis: Any, prefix: str = "") -> dict[str, dict[str, int]]:
     """Counts as ``{topic: {outcome: count}}``."""
     counts: dict[str, dict[str, int]] = {}
     for field, count in redis.hgetall(prefix + COUNTS).items():
-        outcome, _, topic = field.decode().partition(":")
-        counts.setdefault(topic, {})[outcome] = int(count)
+        try:
+            outcome, _, topic = field.decode().partition(":")
+            counts.setdefault(topic, {})[outcome] = int(count)
+        except ValueError:  # no worker wrote it
+            continue
     return counts

@@ -9,12 +9,35 @@ from typing import Any
 import orjson
 import pybase64
 
+MAX_DEPTH = 64
+"""Of objects and lists in an envelope. Ours has four; a tracing tool's header adds a few."""
+
+MAX_DEPTH_OF_BODY = 500
+"""Of a message's arguments. Python's JSON writes twice as many, and what is parked has the arguments inside."""
+
+
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether objects and lists lie in each other more than `depth` deep."""
+    level = [value]
+    for _ in range(depth):
+        inner: list[Any] = []
+        for one in level:
+            if type(one) is dict:
+                inner += [each for each in one.values() if type(each) in (dict, list)]
+            elif type(one) is list:
+                inner += [each for each in one if type(each) in (dict, list)]
+        if not inner:
+            return False
+        level = inner
+    return True
+
 
 def loads(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
         ValueError: it is none.
+        RecursionError: it is nested too deeply for Python.
     """
     try:
         return orjson.loads(text)

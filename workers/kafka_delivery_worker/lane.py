@@ -23,7 +23,7 @@ from confluent_kafka import KafkaError
 
 from kafka_delivery import settings
 from kafka_delivery.disposition import Asker, Move, disposition
-from kafka_delivery.marks import mark_of
+from kafka_delivery.marks import is_count, mark_of
 from kafka_delivery.names import DEFERRALS, DEFERRED_EVENT, MESSAGE_ID, PROBE, RELEASED, WIRE_VERSION
 from kafka_delivery.record import MAX_TIMESTAMP_MS, Record, is_message_id, unpack
 
@@ -125,6 +125,8 @@ class Lane:
             or not headers.get("ignore_result")
             or headers.get("expires")
             or headers.get("stamped_headers")
+            or not is_count(headers.get("retries", 0))
+            or headers.get("shadow")
             or headers["id"] in state.revoked
             or message.content_type != "application/json"
             or (headers.get("eta") and not _is_due(headers["eta"]))

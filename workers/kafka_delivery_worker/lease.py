@@ -216,6 +216,16 @@ class Lease:
         self.held.update(zip(tags, sizes, strict=True))
         self._bytes += sum(sizes)
 
+    def has_room_for(self, size: int) -> bool:
+        """Whether a message that is held may take so many bytes more. Alone it always may."""
+        return len(self.held) <= 1 or self._bytes + size <= self._max_bytes
+
+    def grown(self, tag: str, size: int) -> None:
+        """A message that is held takes so many bytes more, decompressed."""
+        if tag in self.held:
+            self.held[tag] += size
+            self._bytes += size
+
     def forget(self, tag: str) -> None:
         """Nobody here works on the message any more; `reconcile` or `stop` returns it to the front of its list."""
         self._bytes -= self.held.pop(tag, 0)

@@ -1,4 +1,7 @@
-"""A worker's log as JSON, an object a line, where a setting asks for it.
+"""A worker's log: one line for each event, whatever a stranger's message is called, and as JSON where a setting asks.
+
+Ids and names come from messages, and may hold what ends a line or moves a terminal's cursor. All that our loggers,
+Celery's and kombu's are given passes `be_plain`.
 
 Our own lines are made of an event and fields, as in ``record.parked kind=%s topic=%s``; in JSON each field is one. Only
 the handlers that Celery made get another form: who sets logging up by the signal ``setup_logging`` keeps what was made.
@@ -10,8 +13,10 @@ import json
 import logging
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from numbers import Number
 from typing import Any
 
 import celery.apps.worker
@@ -26,6 +31,71 @@ OURS = "kafka_delivery"
 
 _EVENT = re.compile(r"[a-z_]+\.[a-z_]+(?=[ :]|$)")
 _VALUE = re.compile(r"(?:(\w+)=)?%[-.\d]*[sdrf]")
+
+
+STRANGERS = (OURS, "celery", "kombu")
+"""Loggers that tell of messages, with all below them."""
+
+LONGEST = 4_000
+"""Characters of one thing in a line."""
+
+_ACTED_ON = re.compile(r"[^\t\n -~]")
+
+
+def plain(text: str) -> str:
+    """`text` in one line, with what a terminal or a reader of lines would act on made visible, and not too long."""
+    shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+    return shown if shown.isprintable() else "".join(one if one.isprintable() else escaped(one) for one in shown)
+
+
+def escaped(one: str) -> str:
+    """A character as JSON escapes it."""
+    return json.dumps(one)[1:-1]
+
+
+class _Plain:
+    """Something else that is logged: an error, say, whose text may quote a message."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: Any) -> None:
+        self._what = what
+
+    def __str__(self) -> str:
+        return plain(str(self._what))
+
+    def __repr__(self) -> str:
+        return plain(repr(self._what))
+
+
+def _plain_argument(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain(value)
+    return value if value is None or isinstance(value, Number) else _Plain(value)
+
+
+def be_plain() -> None:
+    """Let whatever is logged in this process of messages show their ids and names in one line; safe to repeat."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "is_plain", False):
+        return
+
+    def made(name: str, level: int, path: str, line: int, text: Any, args: Any, *rest: Any, **more: Any) -> Any:
+        if name.partition(".")[0] in STRANGERS:
+            if isinstance(text, str):  # our own text, and Celery's, which may have several lines
+                text = text if text.isascii() and text.isprintable() else _ACTED_ON.sub(_visible, text)
+            if isinstance(args, tuple):
+                args = tuple(map(_plain_argument, args))
+                if len(args) == 1 and isinstance(rest_of := args[0], _Plain) and isinstance(rest_of._what, Mapping):
+                    args = ({key: _plain_argument(value) for key, value in rest_of._what.items()},)
+        return make(name, level, path, line, text, args, *rest, **more)
+
+    made.is_plain = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(made)
+
+
+def _visible(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else escaped(found[0])
 
 
 class JsonLines(JsonFormatter):

@@ -13,17 +13,21 @@ whose message does not say its time stays a call: the time would be another one 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from kombu.utils.json import dumps
+
 from kafka_delivery import settings
-from kafka_delivery.base import Refused, batch_from, record_from
+from kafka_delivery.base import Refused, batch_from, is_too_many, record_from
 from kafka_delivery.dead_letters import dead_letter
+from kafka_delivery.marks import is_count
 from kafka_delivery.names import DEAD_LETTER, DEFAULT_CLUSTER, REDRIVES, SEND, SEND_MANY
-from kafka_delivery.record import MAX_MESSAGE_ID, Record, is_message_id, uuid7
+from kafka_delivery.record import MAX_MESSAGE_ID, Record, is_message_id
 
 from . import task_ids
 from .decoding import loads, unbase64
@@ -40,6 +44,9 @@ AS_IT_LAY = ("undecodable", "unknown-task", "invalid")
 
 SPLIT_BYTES = 4 * 1024 * 1024
 """Of a message that killed workers. A longer one is kept whole: its size may be what kills."""
+
+MAX_WORDS = 2_000
+"""Characters of the reason. It may name an argument or a task, and a stranger may have made that name of any length."""
 
 EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 """What a message asks of Celery beside the call, as Celery names it in the message's body."""
@@ -62,6 +69,9 @@ class Reason:
     error_class: str
     error_message: str
     error_code: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "error_message", self.error_message[:MAX_WORDS])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,9 +172,7 @@ def of_message(
     """
     call = None if body is None else _read(_call_in, headers, envelope.get("content-type"), body)
     data = {"queue": queue, "envelope": envelope}
-    properties = envelope.get("properties")
-    other = properties.get("correlation_id") if isinstance(properties, dict) else None
-    return _of_message(call, _printable(headers.get("id") or other or uuid7()), data, why)
+    return _of_message(call, _id_of(headers, envelope.get("properties")) or _made_up_of(envelope), data, why)
 
 
 def of_raw(queue: str, raw: str, why: Reason, apart: bool = True) -> list[Parked]:
@@ -183,9 +191,10 @@ def of_raw(queue: str, raw: str, why: Reason, apart: bool = True) -> list[Parked
     return _of_message(call, _id_in(raw), data, why)
 
 
-def of_bytes(queue: str, raw: bytes, item_id: str, why: Reason) -> Parked:
+def of_bytes(queue: str, raw: bytes, why: Reason) -> Parked:
     """The item of bytes that are no message."""
-    return _whole(item_id, {"queue": queue, "raw": raw.decode(errors="surrogateescape")}, why)
+    data = {"queue": queue, "raw": raw.decode(errors="surrogateescape")}
+    return _whole(_made_up("garbage", raw), data, why)
 
 
 # -- how
@@ -223,7 +232,7 @@ def _whole(item_id: str, data: dict[str, Any], why: Reason, call: Call | None = 
 
 def _of_call(call: Call, why: Reason) -> Parked:
     return Parked(
-        id=call.id,
+        id=printable(call.id),
         kind=why.kind,
         error_class=why.error_class,
         error_code=why.error_code,
@@ -276,12 +285,13 @@ def _members_of(batch: Call, why: Reason) -> list[Parked]:
     """The items of a batch's members, in order; none where it is kept whole.
 
     That is so where something waits for the batch as a whole: a callback, the next step of a chain, a chord. It is to
-    be called once, after all of its records and with what became of each, which no member of it can stand for.
+    be called once, after all of its records and with what became of each, which no member of it can stand for. It is
+    so, too, where it has more members than any caller's: they would fill the store.
     """
-    if batch.asked.keys() & {*EMBEDDED}:
+    given: Iterable[Any] = batch.kwargs["records"] if batch.kwargs else batch.args[0]
+    if batch.asked.keys() & {*EMBEDDED} or is_too_many(given):
         return []
     members = batch_from(batch.args, batch.kwargs, batch.id)
-    given: Iterable[Any] = batch.kwargs["records"] if batch.kwargs else batch.args[0]
     asked = {name: batch.asked[name] for name in LINEAGE if name in batch.asked}
     items = []
     for member, as_given in zip(members, given, strict=True):
@@ -337,16 +347,21 @@ def _call_in_raw(raw: str) -> Call | None:
 
 def _id_in(raw: str) -> str:
     """The task id in an envelope, found as text: what the envelope holds may be what kills."""
-    found = task_ids.id_in(raw.encode(errors="surrogateescape"))
-    return _printable(found) if found else f"poison-{uuid.uuid4().hex}"
+    encoded = raw.encode(errors="surrogateescape")
+    found = task_ids.id_in(encoded)
+    return printable(found) if found else _made_up("poison", encoded)
 
 
 def message_ids(item: Parked) -> list[str]:
     """The message ids of the records that are parked in an item: of a batch that was kept whole all of its own."""
     if item.content != "call" or item.data["task"] != SEND_MANY:
         return [item.message_id]
-    members = _read(batch_from, item.data["args"], item.data["kwargs"], item.data["id"])
+    members = _read(_some_of, item.data["args"], item.data["kwargs"], item.data["id"])
     return [member.id for member in members or []]
+
+
+def _some_of(args: Any, kwargs: Any, batch_id: str) -> list[Record | Refused]:
+    return [] if any(map(is_too_many, (*args, *kwargs.values()))) else batch_from(args, kwargs, batch_id)
 
 
 def body_of(message: Any) -> bytes | None:
@@ -361,14 +376,38 @@ def body_of(message: Any) -> bytes | None:
 
 
 def id_of(message: Any) -> str:
-    """The id under which a message is parked that is kept whole; made up where it has none."""
-    headers = message.headers if isinstance(message.headers, dict) else {}
-    return _printable(headers.get("id") or message.properties.get("correlation_id") or uuid7())
+    """The id that a message says it has, of its task or else of its envelope, as it is parked; "" where it has none."""
+    return _id_of(message.headers, message.properties)
 
 
-def _printable(message_id: Any) -> str:
-    return str(message_id)[:MAX_MESSAGE_ID].encode("ascii", "backslashreplace").decode()
+def _id_of(headers: Any, properties: Any) -> str:
+    for part, name in ((headers, "id"), (properties, "correlation_id")):
+        found = part.get(name) if isinstance(part, Mapping) else None
+        if found and isinstance(found, str | int | float):
+            return printable(str(found))
+    return ""
+
+
+def _made_up(kind: str, raw: bytes) -> str:
+    """An id for what has none: the same for the same bytes, so that parking them again keeps them once."""
+    return f"{kind}-{hashlib.sha256(raw).hexdigest()[:32]}"
+
+
+def _made_up_of(envelope: dict[str, Any]) -> str:
+    return _made_up("message", dumps(envelope).encode(errors="surrogatepass"))
+
+
+def printable(text: str) -> str:
+    """`text` as an id of a parked item: printable ASCII, and no longer than a message id."""
+    if is_message_id(text):
+        return text
+    start = text[:MAX_MESSAGE_ID]
+    return "".join(one if " " <= one <= "~" else _escaped(one) for one in start)[:MAX_MESSAGE_ID]
+
+
+def _escaped(one: str) -> str:
+    return json.dumps(one)[1:-1]
 
 
 def _count(number: Any) -> int:
-    return number if type(number) is int and number > 0 else 0
+    return number if is_count(number) else 0

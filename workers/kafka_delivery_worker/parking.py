@@ -8,6 +8,9 @@ An item holds one of three contents:
     a call of one of our tasks that is not a valid record: task, args, kwargs;
 ``message``
     a message that never reached a task: the envelope as it lay in the queue, and the queue's name.
+
+What lies in the store and is none of these is damaged: somebody else wrote it. It is listed as an item, with what lies
+there, and can be discarded.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import hashlib
 import importlib.resources
 import json
 import logging
+import math
 import random
 import re
 import threading
@@ -26,13 +30,15 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, Self
 
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps
 
 from kafka_delivery.errors import ParkingFullError
 from kafka_delivery.names import PARKED, PARKED_INDEX, PARKED_ROOM
-from kafka_delivery.record import unpack
+from kafka_delivery.record import MAX_TIMESTAMP_MS, unpack
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
+
+from .stored import DamagedError, fields_of
 
 log = logging.getLogger("kafka_delivery.parking")
 
@@ -47,6 +53,9 @@ PAGE_BYTES = 4 * 1024 * 1024
 NAMESAKE = "{item_id}~{digest:.8}"
 """Under which an item lies whose id is another content's; park.lua makes the same."""
 
+DAMAGED = "damaged"
+"""Kind and content of what is no parked item."""
+
 KINDS = {
     "dead-letter": "its dead-letter topic refused it or is missing: create or correct that topic, then redrive",
     "redriven": "it was sent again from its dead-letter topic too often: find out why it is refused, then redrive",
@@ -57,6 +66,7 @@ KINDS = {
     "unknown-task": "the workers do not know its task: update them, then redrive, or discard",
     "poison": "workers died while they held it: find out why (memory?), then redrive or discard",
     "bug": "several processes failed at it in a way that nobody planned: report it, with the error; then redrive",
+    DAMAGED: "no worker parked it so: find out who writes to this Redis; if a newer version did, update; else discard",
 }
 """Why items are parked, and what a person can do about it."""
 
@@ -73,8 +83,8 @@ class Parked:
         retry_count: attempts that were used.
         redrive_count: how often it had been sent again from its dead-letter topic.
         topic: the record's topic where it is known.
-        content: ``record``, ``call`` or ``message``.
-        data: that content.
+        content: ``record``, ``call``, ``message`` or `DAMAGED`.
+        data: that content. Of a damaged item, under ``stored``, what lies there, or None for an id without an item.
         size, sha256: bytes of a record's value, and their digest (hexadecimal); None for no record, and for a
             tombstone.
         asked: what the message asked of Celery beside the call: `callbacks`, `errbacks`, `chain`, `chord`, `root_id`,
@@ -194,7 +204,7 @@ class ParkingStore:
         self._keys = [prefix + name for name in (PARKED, PARKED_INDEX, PARKED_ROOM)]
         self._items, self._index, _ = self._keys
         self._prefix = prefix
-        self._park, self._unpark, self._send_back, self._taken = (
+        self._park, self._unpark, self._send_back, self._taken, self._drop = (
             redis.register_script(_script(name)) for name in _SCRIPTS
         )
         self._lock = threading.Lock()
@@ -301,54 +311,99 @@ class ParkingStore:
     def list(self, since_ms: int | None = None, until_ms: int | None = None) -> Iterator[Parked]:
         """All items, oldest first, under the ids by which they are kept; what is parked meanwhile is left out.
 
+        Damaged ones are among them. Those that no worker put into the index come last.
+
         Args:
             since_ms, until_ms: only what was parked from the one on and before the other (ms since the epoch).
         """
-        for ids in self._pages(since_ms, until_ms):
+        astray = False
+        for page in self._pages(since_ms, until_ms):
             with self._redis.pipeline(transaction=False) as pipe:
-                for item_id in ids:
+                for item_id in page:
                     pipe.hstrlen(self._items, item_id)
                 sizes = pipe.execute()
-            for some in _chunks(ids, sizes):
+            for some in _chunks(list(page), sizes):
                 for item_id, stored in zip(some, self._redis.hmget(self._items, some), strict=True):
-                    if stored is not None:  # taken away meanwhile
-                        yield _item(stored, item_id.decode())
+                    if stored is not None:
+                        yield _item(stored, item_id, page[item_id])
+                    elif (item := self._without_item(item_id)) is not None:
+                        astray = True
+                        yield item
+        if astray or self._redis.hlen(self._items) > self._redis.zcard(self._index):
+            for item in self._not_in_the_index():
+                if (since_ms is None or item.at_ms >= since_ms) and (until_ms is None or item.at_ms < until_ms):
+                    yield item
 
-    def _pages(self, since_ms: int | None, until_ms: int | None) -> Iterator[Sequence[bytes]]:
+    def _pages(self, since_ms: int | None, until_ms: int | None) -> Iterator[dict[bytes, float]]:
         newest = self._redis.zrange(self._index, -1, -1, withscores=True)
         if not newest:
             return
         last = newest[0][1] if until_ms is None else min(newest[0][1], until_ms - 1)
-        at: float = since_ms or 0
+        at: float = -math.inf if since_ms is None else since_ms
         seen: set[bytes] = set()  # of those of the time `at`: the next page begins with them
-        while page := [
-            (item_id, when)
+        while page := {
+            item_id: when
             for item_id, when in self._redis.zrangebyscore(
                 self._index, at, last, start=0, num=len(seen) + PAGE, withscores=True
             )
             if item_id not in seen
-        ]:
-            yield [item_id for item_id, _ in page]
-            newer = page[-1][1]
-            seen = {item_id for item_id, when in page if when == newer} | (seen if newer == at else set())
+        }:
+            yield page
+            newer = max(page.values())
+            seen = {item_id for item_id, when in page.items() if when == newer} | (seen if newer == at else set())
             at = newer
+
+    def _without_item(self, item_id: bytes) -> Parked | None:
+        """What the index alone knows; None for what was taken away meanwhile."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zscore(self._index, item_id)
+            pipe.hget(self._items, item_id)
+            when, stored = pipe.execute()
+        if stored is not None:
+            return _item(stored, item_id, when)
+        return None if when is None else _damaged(item_id, None, "nothing is kept under its id", when)
+
+    def _not_in_the_index(self) -> Iterator[Parked]:
+        ids = self._redis.hkeys(self._items)
+        for start in range(0, len(ids), PAGE):
+            some = ids[start : start + PAGE]
+            for item_id, when in zip(some, self._redis.zmscore(self._index, some), strict=True):
+                if when is None and (stored := self._redis.hget(self._items, item_id)) is not None:
+                    yield _item(stored, item_id)
 
     def get(self, item_id: str) -> Parked | None:
         """The item of this id, or None."""
-        stored = self._redis.hget(self._items, item_id)
-        return None if stored is None else _item(stored, item_id)
+        if (raw := _raw(item_id)) is None:
+            return None
+        stored = self._redis.hget(self._items, raw)
+        return self._without_item(raw) if stored is None else _item(stored, raw)
 
     def namesakes(self, item_id: str) -> Iterator[str]:
         """Ids under which other contents of the same id lie; looked for in small steps."""
         pattern = re.sub(r"([*?\[\]\\])", r"\\\1", item_id) + "~????????"
         for found, _ in self._redis.zscan_iter(self._index, match=pattern, count=1_000):
-            yield found.decode()
+            yield _shown(found)
 
     def parked_at(self, places: Sequence[tuple[str, str]]) -> Iterator[Times]:
         """When something was parked under each of the `Parked.places` of some items."""
         ids = [place for pair in places for place in pair]
         scores = self._redis.zmscore(self._index, ids) if ids else []
         return zip(scores[::2], scores[1::2], strict=True)
+
+    def discard(self, item: Parked, lock: Lock | None = None) -> bool:
+        """Take away `item` as it was read, also a damaged one; False if it is not there any more, or another one is.
+
+        Raises:
+            RedriveError: the lock is lost; nothing is taken away.
+        """
+        if item.content != DAMAGED:
+            return self.remove(item.id, item.parked_at_ms, lock)
+        stored = item.data["stored"]
+        digest = "" if stored is None else _sha1(stored.encode(errors="surrogateescape"))
+        keys, arguments = self._keys, [_raw(item.id), digest]
+        if lock is not None:
+            keys, arguments = [*keys, lock.key], [*arguments, lock.token]
+        return self._told(self._drop(keys, arguments), lock)
 
     def remove(self, item_id: str, parked_at_ms: int | None = None, lock: Lock | None = None) -> bool:
         """Take the item away; False if it was not there.
@@ -362,7 +417,7 @@ class ParkingStore:
             RedriveError: the lock is lost; nothing is taken away.
         """
         at = "" if parked_at_ms is None else parked_at_ms
-        keys, arguments = self._keys, [item_id, at]
+        keys, arguments = self._keys, [_raw(item_id), at]
         if lock is not None:
             keys, arguments = [*keys, lock.key], [*arguments, lock.token]
         return self._told(self._unpark(keys, arguments), lock)
@@ -380,7 +435,7 @@ class ParkingStore:
             redis.exceptions.RedisError: Redis refused; nothing is done. It did not answer: unknown.
         """
         keys = [*self._keys, lock.key, *(self._prefix + queue for queue, _ in messages)]
-        arguments = [item.id, item.parked_at_ms, lock.token, *(envelope for _, envelope in messages)]
+        arguments = [_raw(item.id), item.parked_at_ms, lock.token, *(envelope for _, envelope in messages)]
         return self._told(self._send_back(keys, arguments), lock)
 
     def check(self, lock: Lock) -> None:
@@ -403,21 +458,41 @@ def fingerprint(value: bytes | None) -> dict[str, Any]:
     return {} if value is None else {"size": len(value), "sha256": hashlib.sha256(value).hexdigest()}
 
 
-def _item(stored: bytes, item_id: str) -> Parked:
-    fields = json.loads(stored)
-    fields["data"] = _loads(fields["data"])
-    if fields.get("asked") is not None:
-        fields["asked"] = _loads(fields["asked"])
-    fields["id"] = item_id
-    # Of what a newer version parked, take what this one knows; an older one knew less.
-    return Parked(**{name: fields[name] for name in Parked.__slots__ if name in fields})
+def _shown(item_id: bytes) -> str:
+    return item_id.decode(errors="surrogateescape")
 
 
-def _loads(text: str) -> Any:
+def _raw(item_id: str) -> bytes | None:
+    """An id as it lies in Redis; None where no bytes stand for it."""
     try:
-        return loads(text)
-    except ValueError:  # what kombu would interpret and cannot; it is shown as it is
-        return json.loads(text)
+        return item_id.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return None
+
+
+def _sha1(stored: bytes) -> str:
+    """What Redis's scripts can compute of it too."""
+    return hashlib.sha1(stored, usedforsecurity=False).hexdigest()
+
+
+def _item(stored: bytes, item_id: bytes, when: float | None = None) -> Parked:
+    """What lies under an id; damaged, if it is no item. `when` is what the index says of its time."""
+    try:
+        return Parked(id=_shown(item_id), **fields_of(stored))
+    except DamagedError as error:
+        return _damaged(item_id, stored, str(error), when)
+
+
+def _damaged(item_id: bytes, stored: bytes | None, why: str, when: float | None) -> Parked:
+    return Parked(
+        id=_shown(item_id),
+        kind=DAMAGED,
+        error_class=DamagedError.__name__,
+        error_message=f"it is no parked item: {why}",
+        content=DAMAGED,
+        data={"stored": None if stored is None else stored.decode(errors="surrogateescape")},
+        parked_at_ms=int(when) if when is not None and 0 <= when <= MAX_TIMESTAMP_MS else 0,
+    )
 
 
 def _chunks(ids: Sequence[bytes], sizes: Sequence[int]) -> Iterator[list[bytes]]:
@@ -433,7 +508,7 @@ def _chunks(ids: Sequence[bytes], sizes: Sequence[int]) -> Iterator[list[bytes]]
     yield some
 
 
-_SCRIPTS = ("park", "unpark", "send_back", "taken")
+_SCRIPTS = ("park", "unpark", "send_back", "taken", "drop")
 
 
 @functools.cache

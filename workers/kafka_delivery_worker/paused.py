@@ -51,9 +51,13 @@ def read(redis: RedisClient) -> list[Paused]:
     seconds, _ = redis.client.time()
     found = []
     for worker, stored in sorted(redis.client.hgetall(redis.prefix + PAUSED).items()):
-        said = json.loads(stored)
-        if seconds - said["at"] <= FRESH_S:
-            found.append(Paused(worker.decode(), said["why"], said["since_ms"]))
+        try:
+            said = json.loads(stored)
+            fresh, paused = seconds - said["at"] <= FRESH_S, Paused(worker.decode(), said["why"], said["since_ms"])
+        except (ValueError, TypeError, LookupError, RecursionError):  # no process of ours wrote it
+            continue
+        if fresh and isinstance(paused.why, str) and isinstance(paused.since_ms, int):
+            found.append(paused)
     return found
 
 

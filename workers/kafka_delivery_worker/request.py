@@ -21,8 +21,8 @@ from kafka_delivery.base import Deferral, GiveBack, pause_of
 from kafka_delivery.disposition import Asker, Move, disposition
 from kafka_delivery.errors import KafkaDeliveryError
 from kafka_delivery.faults import is_publish_fault
-from kafka_delivery.marks import mark_of
-from kafka_delivery.names import DEFERRED_EVENT, PROBE, REDRIVES, REVIVED
+from kafka_delivery.marks import is_revived, mark_of
+from kafka_delivery.names import DEFERRED_EVENT, PROBE, REDRIVES
 
 from . import breaker, engine
 from .giving_back import give_back
@@ -71,7 +71,7 @@ class Request(CeleryRequest):
 
     def revoked(self) -> bool:
         """As Celery's, which remembers a revoked id for hours; what an operator sends again is meant."""
-        if mark_of(self._request_dict, REVIVED):
+        if is_revived(self._request_dict):
             return False
         return bool(super().revoked())
 

@@ -12,6 +12,11 @@ local function size(id)
   return length > 0 and length + 2 * #id + OVERHEAD or 0
 end
 
+local function number(text)
+  local found = text and string.find(text, '^%d+$') and tonumber(text)
+  return found and found < 2 ^ 53 and found or nil
+end
+
 local function count_anew()
   local bytes = 0
   for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do bytes = bytes + size(id) end
@@ -22,8 +27,9 @@ end
 local function taken()
   local items = redis.call('HLEN', KEYS[1])
   local known = redis.call('HMGET', KEYS[3], 'bytes', 'items', 'counted_at', 'estimated')
-  local bytes, of, at = tonumber(known[1]), tonumber(known[2]), tonumber(known[3])
-  if of == items and known[4] == '0' then return bytes, '0', at end
+  local bytes, of, at = number(known[1]), number(known[2]), number(known[3])
+  if not bytes or not of then at = nil end  -- no worker wrote it so: all is counted anew
+  if at and of == items and known[4] == '0' then return bytes, '0', at end
   local now = tonumber(redis.call('TIME')[1])
   if not at or of == 0 or now >= at + RECOUNT_S or now < at then return count_anew(), '0', now end
   return math.floor(bytes * items / of), '1', at

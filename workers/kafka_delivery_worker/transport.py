@@ -18,11 +18,10 @@ from typing import Any
 
 import redis as redis_py
 from celery.worker import state
-from kombu.compression import decompress
 from kombu.transport import redis, virtual
 
 from kafka_delivery import settings
-from kafka_delivery.base import pause_of
+from kafka_delivery.base import REQUEUE_PAUSE_S, pause_of
 from kafka_delivery.errors import ParkingFullError
 from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.marks import drop_fleeting
@@ -31,7 +30,8 @@ from kafka_delivery.redis_client import RedisClient
 
 from . import breaker, engine, parked_items
 from .breaker import Breaker, Probe
-from .decoding import loads, unbase64
+from .decoding import MAX_DEPTH, is_deeper, loads, unbase64
+from .decompression import decompress, most_bytes
 from .lease import Lease, Settling, script
 from .parked_items import Reason
 from .parking import Parked
@@ -122,6 +122,8 @@ class Message(virtual.Message):
                 self.body = decompress(self.body, self.headers["compression"])
             except Exception:  # kombu hands it to `on_decode_error`
                 self.errors.append(sys.exc_info())
+            else:
+                self.channel.lease.grown(self.delivery_tag, len(self.body))
 
     @property
     def body(self) -> Any:
@@ -442,6 +444,8 @@ class Channel(redis.Channel):
     def _hand_out(self, item: bytes, tag: str, deaths: int, probe: Probe | None) -> None:
         try:
             payload = _envelope(loads(item))
+            if item.count(b"{") + item.count(b"[") > MAX_DEPTH and is_deeper(payload, MAX_DEPTH):
+                raise RecursionError
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._quarantine(item, tag, error)
             if probe is not None:
@@ -449,6 +453,11 @@ class Channel(redis.Channel):
             return
         properties = payload["properties"]
         headers = payload["headers"]
+        if headers.get("compression") and not self.lease.has_room_for(most_bytes()):
+            self.lease.put_off(tag, REQUEUE_PAUSE_S)  # what it takes, decompressed, is not known before
+            if probe is not None:
+                self.breaker.not_sent(probe.mark)
+            return
         drop_fleeting(headers)  # nobody's but ours, and those of this claim
         if probe is not None:
             headers[PROBE] = probe.mark
@@ -479,8 +488,7 @@ class Channel(redis.Channel):
         reason = Reason(
             kind="undecodable", error_class=type(error).__name__, error_message="it is not a Celery message"
         )
-        made_up = f"garbage-{self.lease.owner[:8]}-{tag.partition(':')[0]}"
-        self._park(tag, [parked_items.of_bytes(tag.partition(":")[2], item, made_up, reason)])
+        self._park(tag, [parked_items.of_bytes(tag.partition(":")[2], item, reason)])
 
     def park_rejected(self, message: Any) -> None:
         """Keep what a consumer rejects without wanting it back."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -117,13 +118,13 @@ class Whereabouts:
 
     def _put_aside(self, watch: Watch) -> Iterator[Place]:
         for member in sorted(self._redis.client.smembers(self._prefix + names.WAITING)):
-            topic, _, name = member.decode().partition(":")
+            topic, _, name = member.decode(errors="replace").partition(":")
             for before, message in self._search("list", f"{names.WAITING}:{topic}:{name}", watch):
                 yield self._place(Where.PUT_ASIDE, message, topic=topic, before=int(before))
 
     def _held(self, watch: Watch) -> Iterator[Place]:
         for member in self._redis.client.zrange(self._prefix + names.LEASES, 0, -1):
-            owner = member.decode()
+            owner = member.decode(errors="surrogateescape")
             for _, message in self._search("hash", names.HELD + owner, watch):
                 yield self._place(Where.HELD, message, worker=self._worker(message), **self._of_lease(owner))
         for _, message in self._search("hash", Channel.unacked_key, watch):  # of workers on Celery's own transport
@@ -164,7 +165,7 @@ class Whereabouts:
         return Place(where, task_id == self._letter_id, batch, known | facts)
 
     def _until(self, due_ms: float) -> dict[str, Any]:
-        return {"due_ms": int(due_ms), "in_s": (due_ms - self._now_ms()) / 1000}
+        return {"due_ms": int(due_ms) if math.isfinite(due_ms) else None, "in_s": (due_ms - self._now_ms()) / 1000}
 
     def _of_lease(self, owner: str) -> dict[str, Any]:
         till = self._redis.client.zscore(self._prefix + names.LEASES, owner)
@@ -176,7 +177,7 @@ class Whereabouts:
 
     def _worker(self, message: bytes) -> str | None:
         """The name of the worker that has it, if it answers: a lease does not say."""
-        task_id = _headers(message).get("id")
+        task_id = str(_headers(message).get("id"))
         answers = app.control.inspect(timeout=ASKED_S).query_task(task_id) or {}
         return next((worker for worker, known in answers.items() if task_id in (known or {})), None)
 
@@ -187,7 +188,7 @@ class Whereabouts:
             if (item := store.get(item_id)) is not None:
                 yield Place(Where.PARKED, facts=_of_parked(item))
         for found, _ in self._found("hash", names.PARKED, [as_parked(self._id)], (), watch):
-            item = store.get(found.decode())
+            item = store.get(found.decode(errors="surrogateescape"))
             if item is not None and self._id in message_ids(item):
                 yield Place(Where.PARKED, batch=item.data["id"], facts=_of_parked(item))
 
@@ -214,10 +215,10 @@ def _decoded(message: bytes) -> dict[str, Any]:
         text = text.partition("\n")[2]
     try:
         envelope = json.loads(text)
-    except (ValueError, RecursionError):  # it may be anybody's, and what took workers down may be anything
+    except (ValueError, RecursionError):  # what took workers down, or a stranger wrote, may be anything
         return {}
-    if isinstance(envelope, list):
-        envelope = envelope[0] if envelope else {}
+    if isinstance(envelope, list) and envelope:
+        envelope = envelope[0]
     return envelope if isinstance(envelope, dict) else {}
 
 
@@ -234,7 +235,7 @@ def _topics(message: bytes) -> dict[str, str]:
         if envelope["headers"]["task"] != SEND_MANY:
             wires = [wires]
         return {wire[-1]: wire[2] for wire in wires if is_topic_name(wire[2])}
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):  # called by name, with plain arguments
+    except (ValueError, TypeError, LookupError, RecursionError):  # called by name, with plain arguments
         return {}
 
 

@@ -35,7 +35,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 def visible(text: str) -> str:
     """`text` with what a terminal would act on made visible; only lines and tabs stay."""
-    return "".join(one if one.isprintable() or one in "\n\t" else f"\\x{ord(one):02x}" for one in text)
+    return "".join(one if one.isprintable() or one in "\n\t" else _escaped(one) for one in text)
+
+
+def _escaped(one: str) -> str:
+    code = ord(one)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def print_json(value: Any) -> None:
@@ -44,10 +49,14 @@ def print_json(value: Any) -> None:
 
 
 def json_line(value: Any) -> str:
-    """A JSON value on one line. What is no character, of a message that is not UTF-8, is escaped as JSON does it."""
-    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
+    """A JSON value on one line. What a terminal would act on, or is no character, is escaped as JSON does it."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if text.isprintable() else "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
 
 
 def moment(ms: int) -> str:
-    """Milliseconds since the epoch as ISO 8601 in UTC, to the second."""
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Milliseconds since the epoch as ISO 8601 in UTC, to the second; the number, where no calendar has that moment."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"{ms} ms"

@@ -27,8 +27,9 @@ from kafka_delivery.tracing import passed_on
 
 from .. import broker
 from ..envelopes import written_by
+from ..logs import be_plain
 from ..parked_items import options_of
-from ..parking import KINDS, Parked, ParkingStore, fingerprint
+from ..parking import DAMAGED, KINDS, Parked, ParkingStore, fingerprint
 from ..redrive import RedriveError, RunLock
 from .acting import AuditHandler, Pace, Rate, Signals, Topic, counted, progress
 from .filters import Filter, filter_options, topic_option
@@ -114,6 +115,8 @@ def show(item_id: str, as_json: bool) -> None:
         for name, header in item.headers:
             click.echo(f"header {visible(name)}: {for_people(data(header))}")
         click.echo(f"value: {for_people(data(item.value))}")
+    elif item.content == DAMAGED:
+        click.echo(f"stored: {for_people(item.data['stored'])}")
     else:
         click.echo(f"data: {for_people(dumps(item.data))}")
     if item.asked:
@@ -255,7 +258,7 @@ def discard(
         audit.warning(
             "parked.discarded parked_id=%s topic=%s kind=%s reason=%r", item.id, item.topic, item.kind, reason
         )
-        if not store.remove(item.id, item.parked_at_ms, lock):
+        if not store.discard(item, lock):
             raise LeftError(CHANGED)
 
     words = Words("delete for good", "discarded")
@@ -276,6 +279,7 @@ def _alone(dry_run: bool) -> AbstractContextManager[Any]:
 
 # -- which
 def _store() -> ParkingStore:
+    be_plain()
     logging.basicConfig(handlers=[AuditHandler()])
     s = settings.current()
     return ParkingStore.of(RedisClient(s), s)
@@ -288,7 +292,7 @@ def _chosen(store: ParkingStore, ids: tuple[str, ...], chosen: Filter) -> Iterat
 
 
 def _named(store: ParkingStore, ids: tuple[str, ...]) -> list[Parked]:
-    found = [(item_id, store.get(item_id)) for item_id in ids]
+    found = [(item_id, store.get(item_id) or _as_shown(store, item_id)) for item_id in ids]
     for item_id, item in found:
         if item is None:
             raise click.ClickException(
@@ -296,6 +300,11 @@ def _named(store: ParkingStore, ids: tuple[str, ...]) -> list[Parked]:
                 f"`kafka-delivery trace` finds the batch that a record is in"
             )
     return [item for _, item in found if item is not None]
+
+
+def _as_shown(store: ParkingStore, item_id: str) -> Parked | None:
+    """The item whose id is shown so, since nobody can type it: it has control characters, or is no UTF-8."""
+    return next((item for item in store.list() if item.id != item_id and visible(item.id) == item_id), None)
 
 
 # -- what is done with each
@@ -369,7 +378,7 @@ def _for_each(
             except (InvalidRecordError, LeftError) as error:
                 what = "still invalid: " if isinstance(error, InvalidRecordError) else ""
                 result.left[f"{what}{error}"] += 1
-                click.echo(f"{item.id}: {what}{error}", err=True)
+                click.echo(visible(f"{item.id}: {what}{error}"), err=True)
             except (EnqueueError, broker.BrokerError, RedisError, KombuError, RedriveError) as error:
                 result.stopped = str(error)
                 break
@@ -394,6 +403,8 @@ Publish = Callable[[Any], object]
 
 
 def _send_again(store: ParkingStore, item: Parked, to: str | None, lock: RunLock) -> None:
+    if item.content == DAMAGED:
+        raise LeftError("it is damaged, and nothing in it can be sent: look at it, then discard it")
     if item.content == "record":
         publish = _as_send(item, to)
     elif to is not None:
