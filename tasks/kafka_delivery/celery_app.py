@@ -165,6 +165,7 @@ def configuration(s: settings.Settings) -> dict[str, Any]:
         "broker_url": s.queue_url,
         "result_backend": s.redis_url,
         **broker_options(s, s.enqueue_timeout_s),
+        "broker_transport": sentinel_transport(s) if s.queue_on_redis else None,
         "broker_use_ssl": tls(s) if s.queue_on_redis else None,
         "redis_backend_use_ssl": tls(s),
         # A caller waits for Redis twice at most: once on a connection that died while idle, once on a new one.
@@ -205,6 +206,11 @@ def transport_options(s: settings.Settings, socket_timeout: float) -> dict[str, 
         "visibility_timeout": s.visibility_timeout_s,
         **s.redis_options,
     }
+
+
+def sentinel_transport(s: settings.Settings) -> str | None:
+    """The transport behind Sentinel, which asks them in a way of our own; None for kombu's, which the URL names."""
+    return "kafka_delivery.sentinel:Transport" if s.redis_url.lower().startswith("sentinel://") else None
 
 
 def result_timeouts(s: settings.Settings, socket_timeout_s: float, max_retries: int) -> dict[str, Any]:

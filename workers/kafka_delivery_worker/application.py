@@ -14,8 +14,8 @@ import billiard.pool
 from celery import signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
-from kafka_delivery import app, settings
-from kafka_delivery.celery_app import broker_options, result_timeouts
+from kafka_delivery import app, sentinel, settings
+from kafka_delivery.celery_app import broker_options, result_timeouts, sentinel_transport
 from kafka_delivery.errors import SettingsError
 from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.redis_client import RedisClient
@@ -55,9 +55,12 @@ def worker_app() -> Any:
             os.environ.setdefault(variable, value)
     elif s.on_dead_letter:
         load("KAFKA_DELIVERY_ON_DEAD_LETTER", s.on_dead_letter)
-    if s.leases and not _is_flower(sys.argv):
-        sentinel = "Sentinel" if s.redis_url.startswith("sentinel://") else ""
-        app.conf.broker_transport = f"kafka_delivery_worker.transport:{sentinel}Transport"
+    if _is_flower(sys.argv):
+        app.conf.broker_transport = None
+    elif s.leases:
+        kind = "Transport" if sentinel_transport(s) is None else "SentinelTransport"
+        app.conf.broker_transport = f"kafka_delivery_worker.transport:{kind}"
+    sentinel.watch()
     pool = _asked_pool(sys.argv)
     # Where messages are not leased, a connection that breaks gives back what is in flight, and all of it is sent twice.
     in_flight = s.pool == "in-flight" and s.leases

@@ -28,6 +28,7 @@ from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.marks import drop_fleeting
 from kafka_delivery.names import PROBE, QUEUE, RELEASED
 from kafka_delivery.redis_client import RedisClient
+from kafka_delivery.sentinel import GuardedChannel
 
 from . import breaker, engine, parked_items
 from .breaker import Breaker, Probe
@@ -511,7 +512,7 @@ class Transport(redis.Transport):
         loop.call_repeatedly(SHUT_S, lambda: None)  # an idle event loop would not look at the gate
 
 
-class SentinelChannel(Channel, redis.SentinelChannel):
+class SentinelChannel(Channel, GuardedChannel):
     """The same, and it asks Sentinel for the master."""
 
 
