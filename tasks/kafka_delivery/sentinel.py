@@ -82,8 +82,8 @@ class Master:
         self._current: Address | None = None
         self._watcher: threading.Thread | None = None
 
-    def discover_master(self, name: str, patience_s: float = PATIENCE_S) -> Address:
-        """Return the address of the master; the same as redis-py's `Sentinel.discover_master`.
+    def ask(self, patience_s: float) -> Address:
+        """Return the address of the master.
 
         Raises:
             MasterNotFoundError: no Sentinel answers in time, or all take it for down.
@@ -94,11 +94,12 @@ class Master:
                 self._ask_all(began)
                 self._changed.wait_for(lambda: not self._asked or self._fresh(began), patience_s)
                 # A frozen Sentinel must not hold anybody up, and one that knows better must be heard.
-                self._changed.wait_for(lambda: not self._asked, OTHERS_S + 2 * (monotonic() - began))
-            master = self._best(began)
-        if master is None:
+                took = monotonic() - began
+                self._changed.wait_for(lambda: not self._asked, min(OTHERS_S + 2 * took, max(0.0, patience_s - took)))
+            master = self._best(monotonic())
             said = ", ".join(f"{self.addresses[n][0]}:{self.addresses[n][1]} {why}" for n, why in self._faults.items())
-            raise MasterNotFoundError(f"No master found for {name!r}" + (f" : {said}" if said else ""))
+        if master is None:
+            raise MasterNotFoundError(f"No master found for {self.name!r}" + (f" : {said}" if said else ""))
         self._drop_others(master)
         return master
 
@@ -154,7 +155,7 @@ class Master:
         pause = threading.Event()
         while not pause.wait(WATCH_S):
             try:
-                self.discover_master(self.name)
+                self.ask(PATIENCE_S)
             except MasterNotFoundError:
                 continue  # whoever connects says so
             except Exception as error:  # say, no thread to ask with; without the watch each connection waits by itself
@@ -181,20 +182,34 @@ def watch() -> None:
     watching = True
 
 
-def master_of(proxy: Any) -> Master:
-    """Return this process's `Master` for a pool of redis-py's (its `SentinelConnectionPoolProxy`)."""
-    manager = proxy.sentinel_manager
-    if isinstance(manager, Master):
-        addresses, options, min_others = manager.addresses, manager.options, manager.min_others
-    else:
-        kwargs = [client.connection_pool.connection_kwargs for client in manager.sentinels]
-        addresses = tuple((one["host"], one["port"]) for one in kwargs)
-        options, min_others = manager.sentinel_kwargs, manager.min_other_sentinels
-    key = (os.getpid(), addresses, proxy.service_name)
-    known = _masters.get(key)
-    return known if known is not None else _masters.setdefault(
-        key, Master(addresses, proxy.service_name, options, min_others)
-    )  # fmt: skip
+def master_of(manager: Any, name: str) -> Master:
+    """Return this process's `Master` for one of redis-py's `Sentinel` and the name of a master."""
+    kwargs = [client.connection_pool.connection_kwargs for client in manager.sentinels]
+    addresses = tuple((one["host"], one["port"]) for one in kwargs)
+    key = (os.getpid(), addresses, name)  # a fork brings another: the parent's threads and sockets are the parent's
+    if key not in _masters:
+        _masters.setdefault(key, Master(addresses, name, manager.sentinel_kwargs, manager.min_other_sentinels))
+    return _masters[key]
+
+
+class _Asks:
+    """Stands for redis-py's `Sentinel` in a pool of connections, which asks it for the master.
+
+    Args:
+        manager: what it stands for.
+        patience_s: how long the pool's connections wait for anything.
+    """
+
+    def __init__(self, manager: Any, patience_s: float) -> None:
+        self._manager, self._patience_s = manager, patience_s
+
+    def master(self, name: str) -> Master:
+        """Return what this process knows of the master."""
+        return master_of(self._manager, name)
+
+    def discover_master(self, name: str) -> Address:
+        """As redis-py's."""
+        return self.master(name).ask(self._patience_s)
 
 
 class _Guarded:
@@ -207,6 +222,7 @@ class _Guarded:
     connected_to: Address | None = None
     _sock: Any
     connection_pool: Any
+    socket_connect_timeout: float | None
 
     def drop(self) -> bool:
         """End the connection under whoever waits on it, in any thread: it reads the end of the stream at once.
@@ -227,10 +243,11 @@ class _Guarded:
         """As redis-py's."""
         if self._sock:
             return
-        master = master_of(self.connection_pool)
-        self.connection_pool.sentinel_manager = master
+        pool = self.connection_pool
+        if not isinstance(pool.sentinel_manager, _Asks):
+            pool.sentinel_manager = _Asks(pool.sentinel_manager, self.socket_connect_timeout or PATIENCE_S)
         self.connected_to = None
-        master.add(self)
+        pool.sentinel_manager.master(pool.service_name).add(self)
         super().connect()  # type: ignore[misc]
 
     def connect_to(self, address: Address) -> None:

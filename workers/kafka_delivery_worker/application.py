@@ -55,11 +55,6 @@ def worker_app() -> Any:
             os.environ.setdefault(variable, value)
     elif s.on_dead_letter:
         load("KAFKA_DELIVERY_ON_DEAD_LETTER", s.on_dead_letter)
-    if _is_flower(sys.argv):
-        app.conf.broker_transport = None
-    elif s.leases:
-        kind = "Transport" if sentinel_transport(s) is None else "SentinelTransport"
-        app.conf.broker_transport = f"kafka_delivery_worker.transport:{kind}"
     sentinel.watch()
     pool = _asked_pool(sys.argv)
     # Where messages are not leased, a connection that breaks gives back what is in flight, and all of it is sent twice.
@@ -70,6 +65,7 @@ def worker_app() -> Any:
         billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20
     app.conf.update(
         **broker_options(s, s.worker_socket_timeout_s),
+        broker_transport=_transport(s),
         **result_timeouts(s, s.worker_socket_timeout_s, max_retries=20),
         worker_pool=pool or (IN_FLIGHT_POOL if in_flight else DEFAULT_POOL),
         # Processes are bounded by cores, which is Celery's default; threads by how many sends may wait.
@@ -96,6 +92,16 @@ def worker_app() -> Any:
     signals.worker_process_shutdown.connect(_process_ends)
     signals.worker_shutdown.connect(_worker_ends)
     return app
+
+
+def _transport(s: settings.Settings) -> str | None:
+    """The transport that takes messages; None for the one that the URL names."""
+    if _is_flower(sys.argv):
+        return None
+    if not s.leases:
+        return sentinel_transport(s) if s.queue_on_redis else None
+    kind = "Transport" if sentinel_transport(s) is None else "SentinelTransport"
+    return f"kafka_delivery_worker.transport:{kind}"
 
 
 def _is_flower(argv: list[str]) -> bool:
