@@ -20,7 +20,7 @@ import celery.app.builtins  # registers Celery's own tasks as finalizers, which 
 from celery import Celery, _state
 from celery.app.amqp import AMQP
 from celery.loaders.app import AppLoader
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue
 from kombu.pools import ProducerPool
 from kombu.utils.functional import maybe_evaluate
 
@@ -45,9 +45,24 @@ class Loader(AppLoader):
         return {}
 
 
+class OneTransport(Connection):
+    """A connection that keeps its transport when it goes on to the next URL of several.
+
+    Kombu's takes the one that the URL's scheme names, and a worker would go on without leases: several Sentinels are
+    several URLs, and the next one's turn comes with the first attempt to connect that fails.
+    """
+
+    _initial_params: dict[str, Any]
+
+    def switch(self, conn_str: str) -> None:
+        super().switch(conn_str)
+        self.transport_cls = self._initial_params["transport"]
+
+
 class IsolatedAMQP(AMQP):
     """Celery's takes its producers from a group that all apps of a process share, and resize."""
 
+    Connection = OneTransport
     _producer_pool: Any
     _confirming_pool: Any = None
 
@@ -155,7 +170,8 @@ class IsolatedCelery(Celery):
         pass  # Celery.__init__ assigns what it was given, which is nothing
 
     def _load_config(self) -> Any:
-        self._preconf.update(configuration(settings.current()))
+        # A worker has given its own already; the callers' came later and won, with their short timeouts.
+        self._preconf.update({**configuration(settings.current()), **self._preconf})
         return super()._load_config()
 
 
@@ -165,6 +181,7 @@ def configuration(s: settings.Settings) -> dict[str, Any]:
         "broker_url": s.queue_url,
         "result_backend": s.redis_url,
         **broker_options(s, s.enqueue_timeout_s),
+        "broker_transport": sentinel_transport(s) if s.queue_on_redis else None,
         "broker_use_ssl": tls(s) if s.queue_on_redis else None,
         "redis_backend_use_ssl": tls(s),
         # A caller waits for Redis twice at most: once on a connection that died while idle, once on a new one.
@@ -207,6 +224,11 @@ def transport_options(s: settings.Settings, socket_timeout: float) -> dict[str, 
         "visibility_timeout": s.visibility_timeout_s,
         **s.redis_options,
     }
+
+
+def sentinel_transport(s: settings.Settings) -> str | None:
+    """The transport behind Sentinel, which asks them in a way of our own; None for kombu's, which the URL names."""
+    return "kafka_delivery.sentinel:Transport" if s.redis_url.lower().startswith("sentinel://") else None
 
 
 def result_timeouts(s: settings.Settings, socket_timeout_s: float, max_retries: int) -> dict[str, Any]:

@@ -6,9 +6,8 @@ import os
 from typing import Any
 
 import redis
-from kombu import Connection
 
-from .celery_app import tls, transport_options
+from .celery_app import OneTransport, sentinel_transport, tls, transport_options
 from .settings import Settings
 
 MAX_CONNECTIONS = 1_000
@@ -34,7 +33,9 @@ class RedisClient:
     def __init__(self, settings: Settings, socket_timeout_s: float | None = None) -> None:
         timeout = settings.worker_socket_timeout_s if socket_timeout_s is None else socket_timeout_s
         options = transport_options(settings, timeout) | {"max_connections": MAX_CONNECTIONS} | AT_ONCE
-        self._connection = Connection(settings.redis_url, ssl=tls(settings), transport_options=options)
+        self._connection = OneTransport(
+            settings.redis_url, ssl=tls(settings), transport=sentinel_transport(settings), transport_options=options
+        )
         self.prefix: str = settings.redis_options.get("global_keyprefix", "")
         self._client: Any = None
         self._kept: Any = None

@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from .faults import is_publish_fault
+from .sentinel import GuardedConnection, GuardedSSLConnection
 
 log = logging.getLogger("kafka_delivery.task")
 
@@ -153,4 +154,9 @@ class RedisBackend(_Chords, redis.RedisBackend):
 
 
 class SentinelBackend(_Chords, redis.SentinelBackend):
-    """For sentinel://."""
+    """For sentinel://; its connections end when the Sentinels name another master."""
+
+    connection_class_ssl = GuardedSSLConnection
+
+    def _get_pool(self, **params: Any) -> Any:
+        return super()._get_pool(**{"connection_class": GuardedConnection} | params)

@@ -14,8 +14,8 @@ import billiard.pool
 from celery import signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
-from kafka_delivery import app, settings
-from kafka_delivery.celery_app import broker_options, result_timeouts
+from kafka_delivery import app, sentinel, settings
+from kafka_delivery.celery_app import broker_options, result_timeouts, sentinel_transport
 from kafka_delivery.errors import SettingsError
 from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.redis_client import RedisClient
@@ -60,9 +60,7 @@ def worker_app() -> Any:
             os.environ.setdefault(variable, value)
     elif s.on_dead_letter:
         load("KAFKA_DELIVERY_ON_DEAD_LETTER", s.on_dead_letter)
-    if s.leases and not _is_flower(sys.argv):
-        sentinel = "Sentinel" if s.redis_url.startswith("sentinel://") else ""
-        app.conf.broker_transport = f"kafka_delivery_worker.transport:{sentinel}Transport"
+    sentinel.watch()
     pool = _asked_pool(sys.argv)
     # Where messages are not leased, a connection that breaks gives back what is in flight, and all of it is sent twice.
     in_flight = s.pool == "in-flight" and s.leases
@@ -72,6 +70,7 @@ def worker_app() -> Any:
         billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20
     app.conf.update(
         **broker_options(s, s.worker_socket_timeout_s),
+        broker_transport=_transport(s),
         **result_timeouts(s, s.worker_socket_timeout_s, max_retries=20),
         worker_pool=pool or (IN_FLIGHT_POOL if in_flight else DEFAULT_POOL),
         # Processes are bounded by cores, which is Celery's default; threads by how many sends may wait.
@@ -100,6 +99,16 @@ def worker_app() -> Any:
     signals.worker_process_shutdown.connect(_process_ends)
     signals.worker_shutdown.connect(_worker_ends)
     return app
+
+
+def _transport(s: settings.Settings) -> str | None:
+    """The transport that takes messages; None for the one that the URL names."""
+    if _is_flower(sys.argv):
+        return None
+    if not s.leases:
+        return sentinel_transport(s) if s.queue_on_redis else None
+    kind = "Transport" if sentinel_transport(s) is None else "SentinelTransport"
+    return f"kafka_delivery_worker.transport:{kind}"
 
 
 def _is_flower(argv: list[str]) -> bool:

@@ -115,15 +115,21 @@ class TestEventLoop:
             connection.connect()
             hub = Loop()
             connection.transport.register_with_event_loop(connection.connection, hub)
-            assert sorted(every) == [transport.SHUT_S, 1, 10, 10, 25, 25]
+            assert sorted(every) == [transport.SHUT_S, 1, transport.OVERDUE_LOOK_S, 10, 10, 25, 25]
+            before = len(hub.timer)
+            connection.transport.register_with_event_loop(connection.connection, hub)
+            hub.fire_timers()  # takes out what was cancelled
             hub.close()
 
     def test_sentinels_transport_is_kombus_with_our_channel(self) -> None:
         ours = transport.SentinelTransport
         assert ours.default_port == kombu_redis.SentinelTransport.default_port == 26379
-        assert ours.Channel.__mro__[1:3] == (transport.Channel, kombu_redis.SentinelChannel)
-        for name in ("connection_class", "connection_class_ssl", "from_transport_options", "_get_pool"):
+        assert ours.Channel.__mro__[1:4] == (transport.Channel, sentinel.GuardedChannel, kombu_redis.SentinelChannel)
+        for name in ("from_transport_options", "_get_pool"):
             assert getattr(ours.Channel, name) is getattr(kombu_redis.SentinelChannel, name)
+        for name in ("connection_class", "connection_class_ssl"):
+            kombus = getattr(kombu_redis.SentinelChannel, name)
+            assert issubclass(getattr(ours.Channel, name), (kombus, *kombus.__bases__))
 
 
 class TestUsed:
