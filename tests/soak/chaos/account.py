@@ -178,9 +178,7 @@ def take(stack: Stack, report: Path, strangers: Iterable[Accepted], discarded: s
         digests=digests,
         redriven=redriven,
         discarded=discarded,
-        strayed=Counter(
-            map(message_id, read_all(elsewhere, topics_of(elsewhere), timeout=READ_S) if elsewhere else ())
-        ),
+        strayed=Counter(map(message_id, in_all_topics(elsewhere) if elsewhere else ())),
     )
 
 
@@ -188,10 +186,10 @@ def _is_redriven(record: Consumed) -> bool:
     return len(record.headers) > 1 and record.headers[1][0] == REDRIVE_COUNT
 
 
-def topics_of(bootstrap_servers: str) -> list[str]:
-    """All topics of a cluster but its own."""
-    found = AdminClient({"bootstrap.servers": bootstrap_servers}).list_topics(timeout=READ_S).topics
-    return sorted(name for name in found if not name.startswith("__"))
+def in_all_topics(bootstrap_servers: str) -> list[Consumed]:
+    """All that is in a cluster."""
+    topics = AdminClient({"bootstrap.servers": bootstrap_servers}).list_topics(timeout=READ_S).topics
+    return read_all(bootstrap_servers, sorted(topics), timeout=READ_S)
 
 
 def _waiting(client: redis.Redis) -> set[str]:

@@ -68,8 +68,8 @@ class Foreign:
     def _compact(self) -> tuple[Sent, bytes]:
         """A send as another client writes it: valid, and without a space."""
         mark = self._mark()
-        call = {"args": (TOPIC, "z" * 50), "kwargs": {"key": "k", "message_id": mark}}
-        ((_, envelope),) = written_by(lambda producer: send.apply_async(**call, producer=producer))
+        fields = {"key": "k", "message_id": mark}
+        ((_, envelope),) = written_by(lambda made: send.apply_async((TOPIC, "z" * 50), fields, producer=made))
         return Sent.of(mark, TOPIC, "z" * 50, "k"), json.dumps(json.loads(envelope), separators=(",", ":")).encode()
 
 

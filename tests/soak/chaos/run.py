@@ -183,7 +183,7 @@ class Outcome:
         """
         if self.options.stock:
             return [] if self.lost else ["nothing was lost: the harness would not notice a loss"]
-        found = {
+        found: dict[str, object] = {
             f"{self.lost} accepted records are nowhere": self.lost,
             f"{len(self.account.wrongly_parked)} records are parked wrongly": self.account.wrongly_parked,
             f"{len(self.account.wrongly_dead)} records are dead letters wrongly": self.account.wrongly_dead,
@@ -203,15 +203,17 @@ class Outcome:
         return [problem for problem, there in found.items() if there]
 
     def _proves_too_little(self) -> dict[str, object]:
-        kinds, little = self.options.kinds, ": it proves too little"
-        return {
-            f"{self.kills} workers were killed, which is less than {MIN_KILLS}{little}": (
+        kinds, little = self.options.kinds, "it proves too little"
+        found: dict[str, object] = {
+            f"{self.kills} workers were killed, which is less than {MIN_KILLS}: {little}": (
                 plan.KILL in kinds and self.kills < MIN_KILLS
             ),
-            f"Kafka was well for {self.well_s:.0f} of {self.took_s:.0f} s{little}": self.well_s
-            < MIN_WELL * self.took_s,
-        } | {
-            f"{kind}: none was caught in the middle{little}": not self.caught[kind]
+            f"Kafka was well for {self.well_s:.0f} of {self.took_s:.0f} s: {little}": (
+                self.well_s < MIN_WELL * self.took_s
+            ),
+        }
+        return found | {
+            f"{kind}: none was caught in the middle: {little}": not self.caught[kind]
             for kind in COMMANDS
             if kind in kinds
         }
@@ -221,7 +223,7 @@ class Reporter:
     """Says what happens: a progress bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, options: Options) -> None:
-        self.console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+        self.console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 144)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
