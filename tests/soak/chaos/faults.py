@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -80,6 +80,7 @@ class Faults:
         network: between the workers and Redis.
         operators: run commands.
         joiners: of another installation.
+        zoo: what strangers write.
         accepted: told the kind and what is due of each foreign message.
         over: no new faults from then on.
         abort: cut short what is under way, too.
@@ -96,6 +97,7 @@ class Faults:
         network: Proxy,
         operators: Operators,
         joiners: Joiners,
+        zoo: Mapping[str, bytes],
         accepted: Callable[[str, Sent], None],
         over: threading.Event,
         abort: threading.Event,
@@ -107,7 +109,7 @@ class Faults:
         self._over, self._abort = over, abort
         self._say = say
         self._control = redis.Redis.from_url(server.url, socket_timeout=10)
-        self._foreign = Foreign(self._push, accepted)
+        self._foreign = Foreign(zoo, self._push, accepted)
         self.outages: list[Outage] = []
         self._before = {name: self._config(name) for name in UNCHANGED}
         self.failure: BaseException | None = None

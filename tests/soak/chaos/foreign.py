@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kafka_delivery import send
 from kafka_delivery.names import QUEUE
 from kafka_delivery_worker.envelopes import written_by
-from strangers import zoo
 
 from .application import IS_PARKED, TOPIC, Sent
 
@@ -25,22 +23,29 @@ MARK = re.compile(rb"stranger-\d{6}")
 COMPACTS, SMALL, LARGE = 5, 12, 2
 """So many are written at a time."""
 
+LARGE_BYTES = 900_000
+"""What is larger is one of the large ones."""
+
 
 class Foreign:
     """Makes them.
 
     Args:
+        zoo: what can be no record, by its name; see `strangers.zoo`.
         write: puts so many items into a list of Redis; raises if it is not done.
         accepted: told the kind, what is due and the moment, of each that lies there.
     """
 
-    def __init__(self, write: Callable[[str, list[bytes]], Any], accepted: Callable[[str, Sent], None]) -> None:
+    def __init__(
+        self,
+        zoo: Mapping[str, bytes],
+        write: Callable[[str, list[bytes]], Any],
+        accepted: Callable[[str, Sent], None],
+    ) -> None:
         self._write, self._accepted = write, accepted
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
-        small, all_ = zoo(big=False), zoo(big=True)
-        self._small = itertools.cycle(small.values())
-        self._large = itertools.cycle([item for name, item in all_.items() if name not in small])
+        self._small = itertools.cycle([item for item in zoo.values() if len(item) < LARGE_BYTES])
+        self._large = itertools.cycle([item for item in zoo.values() if len(item) >= LARGE_BYTES])
 
     def some(self) -> int:
         """Write small ones: sends in compact JSON, and what is no send. Return how many."""

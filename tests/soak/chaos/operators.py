@@ -20,7 +20,7 @@ from stack import BIN
 from . import plan
 from .application import MISSING, NOWHERE, TOPIC, UNWANTED
 
-FAR_S = 0.05
+FAR_S = 0.03
 """From these commands to Redis: an item takes as long, so that one can be caught in the middle."""
 
 IN_THE_MIDDLE_S = 15
@@ -28,12 +28,12 @@ IN_THE_MIDDLE_S = 15
 SENDS_S = 1.0
 ENDS_S = 60
 """Longest wait for one to end after the freeze."""
-SOME = 40
+SOME = 20
 
 REDRIVE = ("parked", "redrive", "--topic", NOWHERE, "--limit", str(SOME), "--yes", "--json")
 DISCARD = ("parked", "discard", "--topic", UNWANTED, "--limit", str(SOME), "--reason", "chaos", "--yes", "--json")
 DEAD_LETTERS = (
-    "dead-letters", "redrive", MISSING, "--to", TOPIC, "--rate", "15/s", "--limit", str(SOME), "--yes",
+    "dead-letters", "redrive", MISSING, "--to", TOPIC, "--rate", "8/s", "--limit", str(SOME), "--yes",
 )  # fmt: skip
 
 COMMANDS = {plan.FROZEN_REDRIVE: REDRIVE, plan.FROZEN_DISCARD: DISCARD, plan.FROZEN_DEAD_LETTERS: DEAD_LETTERS}

@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from kafka_delivery_worker.embedded import MockKafka
 from proxy import Proxy
 from servers import RealKafka, RealRedis, SecureKafka, wait_until
 from stack import Stack, leftovers
+from strangers import zoo
 
 from . import account, circuits, plan
 from .account import Accepted, Account
@@ -279,6 +281,7 @@ class System:
     joiners: Joiners
     elsewhere: MockKafka
     history: History
+    zoo: Future[dict[str, bytes]]
     over: threading.Event
     abort: threading.Event
     nested: int = 0
@@ -296,7 +299,7 @@ class System:
         """Let the faults come: for the time of the run, and until each kind has come once."""
         faults = Faults(
             self.kafka, self.redis, self.supervisor, self.application, self.files, self.network, self.operators,
-            self.joiners, self._foreign, self.over, self.abort, self._fault,
+            self.joiners, self.zoo.result(), self._foreign, self.over, self.abort, self._fault,
         )  # fmt: skip
         self.outages = faults.outages
         lanes = [
@@ -383,7 +386,9 @@ def system(options: Options, reporter: Reporter, directory: Path) -> Iterator[Sy
         RealRedis(directory / "redis", options=REDIS) as server,
         Proxy(server.port, options.seed) as network,
         contextlib.closing(MockKafka(brokers=1)) as elsewhere,
+        ThreadPoolExecutor(1) as beside,
     ):
+        zoo_ = beside.submit(zoo, big=True)  # takes seconds, as Kafka's start does
         for topic in (TOPIC, *account.DEAD_LETTER_TOPICS):
             kafka.create_topic(topic)
         files = Files(directory, authority)
@@ -401,7 +406,7 @@ def system(options: Options, reporter: Reporter, directory: Path) -> Iterator[Sy
             application = ApplicationProcess(stack, options.rate, options.seed, directory)
             yield System(
                 options, reporter, directory, kafka, server, stack, supervisor, application, files, network, operators,
-                joiners, elsewhere, History(stack.redis), over, abort,
+                joiners, elsewhere, History(stack.redis), zoo_, over, abort,
             )  # fmt: skip
         finally:
             if supervisor is not None:
