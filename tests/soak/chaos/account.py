@@ -225,6 +225,12 @@ def _messages(client: redis.Redis, key: str) -> Iterable[bytes]:
     return found
 
 
+def parked(client: redis.Redis) -> int:
+    """How much is parked."""
+    count: Any = client.hlen(PARKED)
+    return int(count)
+
+
 def nested(client: redis.Redis, count: int) -> int:
     """Of the newest `count` messages in the queue, those into whose headers another tool has nested its own."""
     messages: Any = client.lrange(QUEUE, 0, count - 1)

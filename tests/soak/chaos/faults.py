@@ -107,6 +107,7 @@ class Faults:
         self._files, self._network = files, network
         self._operators, self._joiners = operators, joiners
         self._over, self._abort = over, abort
+        self._fleet = threading.Lock()
         self._say = say
         self._control = redis.Redis.from_url(server.url, socket_timeout=10)
         self._foreign = Foreign(zoo, self._push, accepted)
@@ -178,9 +179,10 @@ class Faults:
             self._slot(fault).end(signal.SIGTERM, fault.kind)
 
     def _freeze_all(self, fault: Fault) -> None:
-        self._say(fault.kind, f"for {fault.hold:.1f} s")
-        with self._frozen_workers():
-            self._abort.wait(fault.hold)
+        with self._fleet:  # one that starts anew for want of a key would take its time
+            self._say(fault.kind, f"for {fault.hold:.1f} s")
+            with self._frozen_workers():
+                self._abort.wait(fault.hold)
 
     @contextmanager
     def _frozen_workers(self) -> Iterator[None]:
@@ -198,17 +200,18 @@ class Faults:
 
         They are not killed: what several workers died with is claimed alone, which slows down everything.
         """
-        self._say(fault.kind, f"for {fault.hold:.1f} s, and all workers start anew")
-        self._files.lose()
-        try:
-            before = {slot.worker.pid for slot in self._slots}
-            for slot in self._slots:
-                slot.end(signal.SIGTERM, fault.kind)
-            with contextlib.suppress(TimeoutError):
-                wait_until(lambda: self._abort.is_set() or self._without_client(before), WITHOUT_CLIENT_S, "")
-            self._abort.wait(fault.hold)
-        finally:
-            self._files.renew()
+        with self._fleet:
+            self._say(fault.kind, f"for {fault.hold:.1f} s, and all workers start anew")
+            self._files.lose()
+            try:
+                before = {slot.worker.pid for slot in self._slots}
+                for slot in self._slots:
+                    slot.end(signal.SIGTERM, fault.kind)
+                with contextlib.suppress(TimeoutError):
+                    wait_until(lambda: self._abort.is_set() or self._without_client(before), WITHOUT_CLIENT_S, "")
+                self._abort.wait(fault.hold)
+            finally:
+                self._files.renew()
 
     def _without_client(self, before: set[int]) -> bool:
         """Whether each worker is a new one, and has tried in vain to make a client."""

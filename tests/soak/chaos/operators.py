@@ -140,20 +140,25 @@ class Operators:
         self.ran: list[Ran] = []
 
     def freeze(self, kind: str, hold_s: float) -> None:
-        """Stop a command in the middle, let another one do the same, and let the first one go on."""
+        """Stop a command in the middle, let another one do the same, and let the first one go on.
+
+        One that ends before, since there is nothing to do, or no Redis, is only noted.
+        """
         with Proxy(self._port) as far:
             far.slow(FAR_S)
             first = self._start(COMMANDS[kind], far.redis_url)
+            caught = False
             try:
                 caught = self._in_the_middle(first, kind)
+                if first.process.poll() is not None:
+                    return
                 first.process.send_signal(signal.SIGSTOP)
                 self._abort.wait(hold_s)
                 second = self._start(COMMANDS[kind], far.redis_url)
                 self._note(kind, second, second.end(ENDS_S), caught=False)
             finally:
                 first.process.send_signal(signal.SIGCONT)
-                code = first.end(ENDS_S)
-            self._note(kind, first, code, caught)
+                self._note(kind, first, first.end(ENDS_S), caught)
 
     def look(self, redis_url: str) -> None:
         """Run what an operator looks with."""

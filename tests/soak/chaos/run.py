@@ -41,14 +41,14 @@ from strangers import zoo
 
 from . import account, circuits, plan
 from .account import Accepted, Account
-from .application import TOPIC, Sent
+from .application import FIRST, TOPIC, Sent
 from .circuits import History, Opening, Outage
 from .faults import Faults, Files
 from .operators import COMMANDS, Operators, Ran
 from .processes import ApplicationProcess, Exit, Joined, Joiners, Supervisor
 from .trail import trails
 
-START_S = 60
+START_S = 120
 LOOKED_AT = 20
 """Messages in the queue, twice a second."""
 LATE_S = 60
@@ -290,10 +290,12 @@ class System:
     strangers: list[Accepted] = field(default_factory=list)
 
     def settle(self) -> None:
-        """Wait until everything works: an account of what never worked would be of no use."""
+        """Wait until everything works, and operators have something to do: an account of what never worked would be of
+        no use."""
         wait_until(
             lambda: self.accepted > 0 and self.idle_workers() == 0, START_S, "no sends accepted, or workers that idle"
         )
+        wait_until(lambda: account.parked(self.stack.redis) >= 2 * FIRST, START_S, "what cannot be sent is not parked")
 
     def chaos(self) -> None:
         """Let the faults come: for the time of the run, and until each kind has come once."""
