@@ -151,6 +151,7 @@ class Operators:
             try:
                 caught = self._in_the_middle(first, kind)
                 if first.process.poll() is not None:
+                    caught = False
                     return
                 first.process.send_signal(signal.SIGSTOP)
                 self._abort.wait(hold_s)
