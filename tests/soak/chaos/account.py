@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from confluent_kafka.admin import AdminClient
 from rich.table import Table
 
 from kafka_delivery.dead_letters import TASK_ID_SUFFIX
-from kafka_delivery.names import QUEUE
-from servers import read_all
+from kafka_delivery.names import PARKED, QUEUE, REDRIVE_COUNT
+from kafka_delivery_worker.parking import ParkingStore
+from servers import Consumed, read_all
 from stack import Stack, leftovers, message_id
 
+from . import foreign
 from .application import BATCH, DEAD_LETTERED, DELIVERED, IS_PARKED, MISSING, TOPIC, digest
+from .foreign import mark_in
 from .trail import task_id_of
 
 DEAD_LETTER_TOPICS = (f"{TOPIC}-dlq", f"{MISSING}-dlq")
@@ -57,6 +61,9 @@ class Account:
         parked: kind of parking -> message ids.
         waiting: task ids of messages that are still in Redis: late for ever, perhaps, but not lost.
         digests: message id -> what its records in the topic were like.
+        redriven: message id -> how many of its records in the topic were sent by an operator's redrive.
+        discarded: message ids of which an operator's discard says that it has deleted them.
+        strayed: message id -> how many of its records are in the Kafka of another installation.
     """
 
     accepted: dict[str, Accepted]
@@ -67,11 +74,16 @@ class Account:
     parked: dict[str, set[str]]
     waiting: set[str]
     digests: dict[str, set[str]] = field(default_factory=dict)
+    redriven: Counter[str] = field(default_factory=Counter)
+    discarded: set[str] = field(default_factory=set)
+    strayed: Counter[str] = field(default_factory=Counter)
     rows: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     lost: list[Accepted] = field(default_factory=list)
+    vanished: list[Accepted] = field(default_factory=list)
     wrongly_dead: list[Wrong] = field(default_factory=list)
     wrongly_parked: list[Wrong] = field(default_factory=list)
     changed: list[Wrong] = field(default_factory=list)
+    astray: list[Wrong] = field(default_factory=list)
     compared: int = 0
 
     def __post_init__(self) -> None:
@@ -80,12 +92,16 @@ class Account:
             row = self.rows[one.kind]
             places = {"delivered": one.id in self.delivered, "dead-lettered": one.id in self.dead}
             places |= {"parked": one.id in parked, "left": bool({one.id, one.task_id} & self.waiting)}
+            places |= {"discarded": one.id in self.discarded}
+            again = self.redriven[one.id]
             row["accepted"] += 1
             row.update(place for place, there in places.items() if there)
-            row["twice"] += max(0, self.delivered[one.id] + self.dead[one.id] + (one.id in parked) - 1)
+            row["twice"] += max(0, self.delivered[one.id] - again + self.dead[one.id] + (one.id in parked) - 1)
+            row["redriven"] += again
+            row["redriven twice"] += max(0, again - 1)
             if not any(places.values()):
                 row["lost"] += 1
-                self.lost.append(one)
+                (self.vanished if one.kind in foreign.KINDS else self.lost).append(one)
         self.wrongly_dead = [self._wrong(one, "dead letter") for one in self.dead if self._is_wrong(one, DEAD_LETTERED)]
         self.wrongly_parked = [
             self._wrong(one, f"parked as {kind}")
@@ -93,6 +109,7 @@ class Account:
             for one in sorted(ids)
             if self._is_wrong(one, IS_PARKED)
         ]
+        self.astray = [self._wrong(one, "in the wrong Kafka") for one in self.strayed]
         for each, found in self.digests.items():
             sent = self.accepted.get(each)
             if sent is not None and sent.digest:
@@ -118,7 +135,7 @@ class Account:
     def table(self) -> Table:
         columns = (
             "accepted", "delivered", "dead-lettered", "wrongly dead", "parked", "wrongly parked",
-            "left", "twice", "lost",
+            "discarded", "redriven", "left", "twice", "lost",
         )  # fmt: skip
         table = Table("kind of send", *columns, title="account")
         for kind, row in [*sorted(self.rows.items()), ("all", self.totals)]:
@@ -132,14 +149,24 @@ def read_report(path: Path) -> tuple[dict[str, Accepted], dict[str, Any]]:
     return {line["id"]: Accepted(**line) for line in lines if "id" in line}, lines[-1]
 
 
-def take(stack: Stack, report: Path) -> Account:
-    """Read all topics and the parking store, by an independent consumer, and compare."""
+def take(stack: Stack, report: Path, strangers: Iterable[Accepted], discarded: set[str], elsewhere: str) -> Account:
+    """Read all topics and the parking store, by an independent consumer, and compare.
+
+    Args:
+        strangers: messages that nobody of ours has written.
+        discarded: ids of parked items that operators have discarded.
+        elsewhere: bootstrap servers of another Kafka, in which there is to be nothing; "" where there is none.
+    """
     accepted, last = read_report(report)
+    accepted |= {one.id: one for one in strangers}
     read = read_all(stack.kafka.bootstrap_servers, (TOPIC, *DEAD_LETTER_TOPICS), timeout=READ_S)
     digests: dict[str, set[str]] = defaultdict(set)
+    redriven: Counter[str] = Counter()
     for record in read:
         if record.topic == TOPIC:
-            digests[message_id(record)].add(digest(record.key, record.value, record.headers[1:]))  # behind the id
+            redriven[message_id(record)] += _is_redriven(record)
+            own = record.headers[1 + _is_redriven(record) :]  # behind the id
+            digests[message_id(record)].add(digest(record.key, record.value, own))
     return Account(
         accepted=accepted,
         errors=last["errors"],
@@ -149,7 +176,20 @@ def take(stack: Stack, report: Path) -> Account:
         parked=_parked(stack, accepted.values()),
         waiting=_waiting(stack.redis),
         digests=digests,
+        redriven=redriven,
+        discarded=discarded,
+        strayed=Counter(map(message_id, in_all_topics(elsewhere) if elsewhere else ())),
     )
+
+
+def _is_redriven(record: Consumed) -> bool:
+    return len(record.headers) > 1 and record.headers[1][0] == REDRIVE_COUNT
+
+
+def in_all_topics(bootstrap_servers: str) -> list[Consumed]:
+    """All that is in a cluster."""
+    topics = AdminClient({"bootstrap.servers": bootstrap_servers}).list_topics(timeout=READ_S).topics
+    return read_all(bootstrap_servers, sorted(topics), timeout=READ_S)
 
 
 def _waiting(client: redis.Redis) -> set[str]:
@@ -158,14 +198,19 @@ def _waiting(client: redis.Redis) -> set[str]:
 
 
 def _parked(stack: Stack, accepted: Iterable[Accepted]) -> dict[str, set[str]]:
+    """What is parked. Items by strangers are read as bytes: the tools that read items are what they try."""
     members: dict[str, set[str]] = defaultdict(set)  # a batch that was kept whole lies under its task id
     for one in accepted:
         if one.kind == BATCH:
             members[one.task_id].add(one.id)
     parked: dict[str, set[str]] = defaultdict(set)
-    for item in stack.parked():
-        task_id = item.message_id.removesuffix(TASK_ID_SUFFIX)
-        parked[item.kind] |= {task_id} if item.content == "record" else members.get(task_id, {task_id})
+    store = ParkingStore(stack.redis)
+    for item_id, stored in stack.redis.hscan_iter(PARKED, count=100):
+        if mark := mark_in(item_id) or mark_in(stored):
+            parked[json.loads(stored)["kind"]].add(mark)
+        elif item := store.get(item_id.decode()):
+            task_id = item.message_id.removesuffix(TASK_ID_SUFFIX)
+            parked[item.kind] |= {task_id} if item.content == "record" else members.get(task_id, {task_id})
     return dict(parked)
 
 
@@ -180,9 +225,16 @@ def _messages(client: redis.Redis, key: str) -> Iterable[bytes]:
     return found
 
 
+def parked(client: redis.Redis) -> int:
+    """How much is parked."""
+    count: Any = client.hlen(PARKED)
+    return int(count)
+
+
 def nested(client: redis.Redis, count: int) -> int:
     """Of the newest `count` messages in the queue, those into whose headers another tool has nested its own."""
-    headers = [json.loads(message)["headers"] for message in client.lrange(QUEUE, 0, count - 1)]
+    messages: Any = client.lrange(QUEUE, 0, count - 1)
+    headers = [json.loads(message)["headers"] for message in messages if not mark_in(message)]
     return sum(isinstance(each.get("headers"), dict) for each in headers)
 
 

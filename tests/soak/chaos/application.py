@@ -32,20 +32,22 @@ from sentry_sdk.integrations.celery import CeleryIntegration
 from kafka_delivery import EnqueueError, Record, send, send_many
 from soak.chaos.tracers import Nowhere
 
-TOPIC, MISSING, NOWHERE = "orders", "missing", "nowhere"
-"""A topic; one that does not exist but its dead-letter topic does; one of which neither does."""
+TOPIC, MISSING, NOWHERE, UNWANTED = "orders", "missing", "nowhere", "unwanted"
+"""A topic; one that does not exist but its dead-letter topic does; one of which neither does; another such, of which
+operators discard what is parked."""
 
 PLAIN, COUNTDOWN, BATCH, RESULT, DEAD, PARKED = "plain", "countdown", "batch", "result", "no topic", "no topic, no dlq"
+DISCARDABLE = "discarded"
 LINK, LINK_ERROR, CHAIN, GROUP, CHORD = "link", "link_error", "chain", "group in a chain", "chord"
 WEIGHTS = {
-    PLAIN: 60, COUNTDOWN: 8, BATCH: 2, RESULT: 8, DEAD: 4, PARKED: 2,
+    PLAIN: 60, COUNTDOWN: 8, BATCH: 2, RESULT: 8, DEAD: 4, PARKED: 2, DISCARDABLE: 2,
     LINK: 4, LINK_ERROR: 2, CHAIN: 5, GROUP: 2, CHORD: 3,
 }  # fmt: skip
 FOLLOWED = (LINK, LINK_ERROR, CHAIN, GROUP, CHORD)
 """Kinds of which one send queues the next."""
 
 DELIVERED, DEAD_LETTERED, IS_PARKED = "delivered", "dead-lettered", "parked"
-DUE = {TOPIC: DELIVERED, MISSING: DEAD_LETTERED, NOWHERE: IS_PARKED}
+DUE = {TOPIC: DELIVERED, MISSING: DEAD_LETTERED, NOWHERE: IS_PARKED, UNWANTED: IS_PARKED}
 """What has to become of a record of each topic, whatever happens around it."""
 
 HEADERS: tuple[list[tuple[str, str | bytes | None]], ...] = (
@@ -55,6 +57,9 @@ HEADERS: tuple[list[tuple[str, str | bytes | None]], ...] = (
     [("a", "1"), ("a", b"\xff2"), ("b", None), ("a", "3")],
 )
 """Some records have none. Tracers turn such into a dictionary, or drop what has no value."""
+
+FIRST = 30
+"""So many of each kind that fails come first: operators are to have something to do from the beginning."""
 
 BURST_OF_ALL = 10
 """In a burst each of so many is a call of any kind."""
@@ -129,6 +134,9 @@ class Application:
     results: deque[AsyncResult] = field(default_factory=deque)
 
     def run(self) -> None:
+        for kind in (DEAD, PARKED, DISCARDABLE):
+            for _ in range(FIRST):
+                self._attempt(self._call(kind))
         next_at = time.monotonic()
         while not self.ended:
             next_at = max(next_at + 1 / self.rate, time.monotonic() - 1)
@@ -151,7 +159,7 @@ class Application:
         if kind in FOLLOWED:
             return self._followed(kind)
         message_id = self._id()
-        topic = {DEAD: MISSING, PARKED: NOWHERE}.get(kind, TOPIC)
+        topic = {DEAD: MISSING, PARKED: NOWHERE, DISCARDABLE: UNWANTED}.get(kind, TOPIC)
         value, fields = self._content()
         sent = Sent.of(message_id, topic, value, **fields)
         fields["message_id"] = message_id

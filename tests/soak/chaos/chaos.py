@@ -1,8 +1,9 @@
 """Chaos by hand: `python tests/soak/chaos/chaos.py --seconds 1200 --seed 7`; see `soak.chaos.run`.
 
-Needs java and redis-server. Exit code 1: something is lost, parked wrongly, changed or not at rest, or a run of twenty
-minutes has killed too few workers to prove anything. With --stock the same faults meet Celery's own transport, which
-loses messages; there, exit code 1 means that nothing was lost, so that this harness would not notice a loss.
+Needs java and redis-server. Exit code 1: something is lost, parked wrongly, changed, in the wrong Kafka or not at rest,
+a circuit opened while Kafka was well, or a run of twenty minutes did too little to prove anything. With --stock the
+faults of workers, servers and the network meet Celery's own transport, which loses messages; there, exit code 1 means
+that nothing was lost, so that this harness would not notice a loss.
 """
 
 from __future__ import annotations

@@ -7,24 +7,34 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import redis
 
 from certificates import Authority, put
+from proxy import Proxy
 from servers import RealKafka, RealRedis, wait_until
 
 from . import plan
+from .application import Sent
+from .circuits import Outage
+from .foreign import Foreign
+from .operators import Operators
 from .plan import Fault
-from .processes import ApplicationProcess, Slot, Supervisor
+from .processes import ApplicationProcess, Joiners, Slot, Supervisor
 
 BURST = 1_000
 UNDO_S = 60
 WITHOUT_CLIENT_S = 20
 """Longest wait for workers that have started to find that they can make no client. Redis may be away meanwhile."""
+
+SLOW_S = (0.05, 0.5)
+VERY_SLOW_S = 2.0
+"""The least latency of a slow network; as much comes on top of it by lot. Above the latter, a fifth."""
 
 UNCHANGED = ("maxclients", "maxmemory", "min-replicas-to-write")
 QUEUE = "kafka-delivery"
@@ -67,6 +77,11 @@ class Faults:
 
     Args:
         files: of the workers' clients.
+        network: between the workers and Redis.
+        operators: run commands.
+        joiners: of another installation.
+        zoo: what strangers write.
+        accepted: told the kind and what is due of each foreign message.
         over: no new faults from then on.
         abort: cut short what is under way, too.
         say: told what happens to whom: the kind and the target.
@@ -79,21 +94,31 @@ class Faults:
         supervisor: Supervisor,
         application: ApplicationProcess,
         files: Files,
+        network: Proxy,
+        operators: Operators,
+        joiners: Joiners,
+        zoo: Mapping[str, bytes],
+        accepted: Callable[[str, Sent], None],
         over: threading.Event,
         abort: threading.Event,
         say: Callable[[str, str], None],
     ) -> None:
         self._kafka, self._server, self._slots, self._application = kafka, server, supervisor.slots, application
-        self._files = files
+        self._files, self._network = files, network
+        self._operators, self._joiners = operators, joiners
         self._over, self._abort = over, abort
+        self._fleet = threading.Lock()
         self._say = say
         self._control = redis.Redis.from_url(server.url, socket_timeout=10)
+        self._foreign = Foreign(zoo, self._push, accepted)
+        self.outages: list[Outage] = []
         self._before = {name: self._config(name) for name in UNCHANGED}
         self.failure: BaseException | None = None
         self._do: dict[str, Callable[[Fault], None]] = {
             plan.KILL: self._kill,
             plan.FREEZE: self._freeze,
             plan.TERMINATE: self._terminate,
+            plan.FREEZE_ALL: self._freeze_all,
             plan.CLIENT_KILL: self._client_kill,
             plan.REDIS_KILL: self._redis_kill,
             plan.REDIS_HUNG: self._redis_hung,
@@ -104,6 +129,16 @@ class Faults:
             plan.KAFKA_KILL: self._kafka_kill,
             plan.NO_KEY: self._no_key,
             plan.RENEWAL: self._renewal,
+            plan.SLOW: self._slow,
+            plan.VERY_SLOW: self._very_slow,
+            plan.PARTITION: self._partition,
+            plan.CUT: self._cut,
+            plan.STRANGERS: self._strangers,
+            plan.LARGE: self._large,
+            plan.FROZEN_REDRIVE: self._frozen,
+            plan.FROZEN_DISCARD: self._frozen,
+            plan.FROZEN_DEAD_LETTERS: self._frozen,
+            plan.JOINER: self._join,
         }
 
     def run(self, faults: Iterator[Fault]) -> None:
@@ -137,13 +172,24 @@ class Faults:
 
     def _terminate(self, fault: Fault) -> None:
         """All workers stand still while the backlog grows; then one is told to stop, and all go on."""
-        for slot in self._slots:
-            slot.send(signal.SIGSTOP)
-        try:
+        with self._frozen_workers():
             self._application.burst(BURST)
             with contextlib.suppress(TimeoutError, redis.RedisError):
                 wait_until(lambda: self._control.llen(QUEUE) >= BURST / 2, 2, "no backlog: Redis is away")
             self._slot(fault).end(signal.SIGTERM, fault.kind)
+
+    def _freeze_all(self, fault: Fault) -> None:
+        with self._fleet:  # one that starts anew for want of a key would take its time
+            self._say(fault.kind, f"for {fault.hold:.1f} s")
+            with self._frozen_workers():
+                self._abort.wait(fault.hold)
+
+    @contextmanager
+    def _frozen_workers(self) -> Iterator[None]:
+        for slot in self._slots:
+            slot.send(signal.SIGSTOP)
+        try:
+            yield
         finally:
             for slot in self._slots:
                 slot.send(signal.SIGCONT)
@@ -154,17 +200,18 @@ class Faults:
 
         They are not killed: what several workers died with is claimed alone, which slows down everything.
         """
-        self._say(fault.kind, f"for {fault.hold:.1f} s, and all workers start anew")
-        self._files.lose()
-        try:
-            before = {slot.worker.pid for slot in self._slots}
-            for slot in self._slots:
-                slot.end(signal.SIGTERM, fault.kind)
-            with contextlib.suppress(TimeoutError):
-                wait_until(lambda: self._abort.is_set() or self._without_client(before), WITHOUT_CLIENT_S, "")
-            self._abort.wait(fault.hold)
-        finally:
-            self._files.renew()
+        with self._fleet:
+            self._say(fault.kind, f"for {fault.hold:.1f} s, and all workers start anew")
+            self._files.lose()
+            try:
+                before = {slot.worker.pid for slot in self._slots}
+                for slot in self._slots:
+                    slot.end(signal.SIGTERM, fault.kind)
+                with contextlib.suppress(TimeoutError):
+                    wait_until(lambda: self._abort.is_set() or self._without_client(before), WITHOUT_CLIENT_S, "")
+                self._abort.wait(fault.hold)
+            finally:
+                self._files.renew()
 
     def _without_client(self, before: set[int]) -> bool:
         """Whether each worker is a new one, and has tried in vain to make a client."""
@@ -174,6 +221,55 @@ class Faults:
         """Another pair, whose second half comes later; workers look at the files every ten seconds."""
         self._say(fault.kind, f"its key comes {fault.hold:.1f} s later")
         self._files.renew(lambda: self._abort.wait(fault.hold))
+
+    # -- the network
+    def _slow(self, fault: Fault) -> None:
+        least, most = SLOW_S
+        self._late(fault, least + fault.strength * (most - least), 1.0)
+
+    def _very_slow(self, fault: Fault) -> None:
+        self._late(fault, VERY_SLOW_S, 0.2)
+
+    def _late(self, fault: Fault, delay_s: float, jitter: float) -> None:
+        """Each chunk comes later by this, and by up to such a share of it besides."""
+        self._say(fault.kind, f"by {delay_s:.2f} s and up to {delay_s * jitter:.2f} s more, for {fault.hold:.1f} s")
+        self._network.slow(delay_s, delay_s * jitter)
+        try:
+            self._abort.wait(fault.hold)
+        finally:
+            self._network.slow(0)
+
+    def _partition(self, fault: Fault) -> None:
+        self._say(fault.kind, f"for {fault.hold:.1f} s")
+        self._network.partition()
+        try:
+            self._abort.wait(fault.hold)
+        finally:
+            self._network.heal()
+
+    def _cut(self, fault: Fault) -> None:
+        self._say(fault.kind, "of all workers")
+        self._network.cut()
+
+    # -- strangers, operators, other installations
+    def _strangers(self, fault: Fault) -> None:
+        self._say(fault.kind, f"{self._foreign.some()} of them")
+
+    def _large(self, fault: Fault) -> None:
+        self._say(fault.kind, f"{self._foreign.large()} of them")
+
+    def _push(self, queue: str, items: list[bytes]) -> None:
+        """As often as it takes: the same one twice is the same one."""
+        for item in items:
+            self._surely(partial(self._control.lpush, queue, item))
+
+    def _frozen(self, fault: Fault) -> None:
+        self._say(fault.kind, f"for {fault.hold:.1f} s")
+        self._operators.freeze(fault.kind, fault.hold)
+
+    def _join(self, fault: Fault) -> None:
+        self._say(fault.kind, "the same Redis and names, another Kafka")
+        self._joiners.join()
 
     # -- Redis
     def _client_kill(self, fault: Fault) -> None:
@@ -246,15 +342,18 @@ class Faults:
             except redis.RedisError:
                 if time.monotonic() > deadline:
                     raise
+                time.sleep(0.02)
 
     # -- Kafka
     def _kafka_kill(self, fault: Fault) -> None:
         self._say(fault.kind, f"down for {fault.hold:.1f} s")
+        began = time.time()
         self._kafka.kill()
         try:
             self._abort.wait(fault.hold)
         finally:
             self._kafka.start()
+            self.outages.append(Outage(began, time.time()))
 
 
 @contextmanager

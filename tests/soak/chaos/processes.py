@@ -18,6 +18,9 @@ from kafka_delivery_worker.embedded import OrphanGuard
 from soak.chaos import application, tracers
 from stack import Stack, Worker
 
+JOIN_S = 60
+"""A worker of another installation has this long to find out and to end. Redis may be away meanwhile."""
+
 GRACE_S = 30
 """What a supervisor gives a worker to stop before it kills it."""
 
@@ -87,11 +90,14 @@ class Supervisor:
     """Keeps worker processes alive, as systemd or Kubernetes would. By turns their clients are wrapped by tracers.
 
     Args:
+        redis_url: where the workers find Redis.
         directory: where it puts the modules that the workers load.
     """
 
-    def __init__(self, stack: Stack, workers: int, directory: Path, on_exit: Callable[[Exit], None]) -> None:
-        self._stack = stack
+    def __init__(
+        self, stack: Stack, redis_url: str, workers: int, directory: Path, on_exit: Callable[[Exit], None]
+    ) -> None:
+        self._stack, self._redis_url = stack, redis_url
         self._directory = directory
         for number, code in enumerate(tracers.MODULES.values()):
             (directory / f"worker_{number}.py").write_text(code)
@@ -107,7 +113,7 @@ class Supervisor:
     def _start(self, number: int) -> Worker:
         kind = next(self._turns)
         module = f"worker_{list(tracers.MODULES).index(kind)}"
-        env = self._stack.env() | tracers.QUIET
+        env = self._stack.env(REDIS_URL=self._redis_url) | tracers.QUIET
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(self._directory), str(TESTS), env.get("PYTHONPATH"))))
         worker = Worker(env, ("-n", f"chaos{number}@%h", "--loglevel=WARNING"), module)
         self._stack.workers.append(worker)
@@ -128,6 +134,11 @@ class Supervisor:
     def renewed(self) -> int:
         """Clients that were renewed in a process that went on."""
         return sum(worker.log.count("producer.renewed") for worker in self._kinds)
+
+    @property
+    def paused(self) -> int:
+        """How often a process opened a circuit of its own."""
+        return sum(worker.log.count("circuit.paused scope=") for worker in self._kinds)
 
     @property
     def not_concluded(self) -> int:
@@ -169,6 +180,48 @@ class Supervisor:
     def _abandon(self) -> None:
         self._stop.set()
         self._thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A worker of another installation; `code` is None if it did not end by itself."""
+
+    code: int | None
+    took_s: float
+    log_end: str
+
+    @property
+    def refused(self) -> bool:
+        """Whether it ended by itself, as a failure."""
+        return self.code is not None and self.code > 0
+
+
+class Joiners:
+    """Starts workers that have our Redis and our names, and another Kafka.
+
+    Args:
+        redis_url: where they find Redis.
+        bootstrap_servers: of the other Kafka.
+        abort: cut short what is under way.
+    """
+
+    def __init__(self, stack: Stack, redis_url: str, bootstrap_servers: str, abort: threading.Event) -> None:
+        self._stack, self._abort = stack, abort
+        self._env = stack.env(REDIS_URL=redis_url, BOOTSTRAP_SERVERS=bootstrap_servers, PRODUCER="{}")
+        self.all: list[Joined] = []
+
+    def join(self) -> None:
+        """Start one, and wait until it ends, or has had the time to. One that was cut short counts for nothing."""
+        began = time.monotonic()
+        worker = Worker(self._env, ("-n", f"joiner{len(self.all)}@%h", "--loglevel=WARNING"))
+        guard = OrphanGuard(worker.pid)
+        while worker.process.poll() is None and time.monotonic() - began < JOIN_S and not self._abort.wait(0.05):
+            pass
+        code = worker.process.poll()
+        guard.release()
+        worker.kill()
+        if code is not None or not self._abort.is_set():
+            self.all.append(Joined(code, time.monotonic() - began, _last_words(worker.log)))
 
 
 class ApplicationProcess:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from .foreign import mark_in
+
 _ID = re.compile(rb'"correlation_id": ?"([^"]+)"')
 
 
@@ -75,7 +77,9 @@ class Trail:
 
 
 def task_id_of(value: bytes) -> bytes:
-    """The task id of a message as it lies in Redis, b"" if it is none."""
+    """The task id of a message as it lies in Redis, or a stranger's mark; b"" if it has none."""
+    if mark := mark_in(value):
+        return mark.encode()
     found = _ID.search(value)
     return found[1] if found else b""
 
