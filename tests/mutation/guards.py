@@ -46,7 +46,9 @@ LEFT_OUT = "not TestRaces"
 WORKER = "workers/kafka_delivery_worker/"
 CIRCUIT = WORKER + "breaker/circuit.lua"
 ROOM = WORKER + "room.lua"
+DEATHS = WORKER + "deaths.lua"
 
+CLAIMS = ("integration/leases/test_scripts_of_claims.py", "integration/leases")
 LEASES = ("integration/leases/test_scripts_of_leases.py", "integration/leases")
 CIRCUITS = (
     "integration/circuits/test_scripts_of_circuits.py",
@@ -58,8 +60,10 @@ COMMANDS = ("integration/test_scripts_of_commands.py",)
 RETRIES = ("unit/test_rules_of_retries.py", "unit/test_attempts.py")
 
 TARGETS = (
-    Target(WORKER + "claim.lua", ("integration/leases/test_scripts_of_claims.py", "integration/leases")),
-    Target(WORKER + "reap.lua", LEASES),
+    Target(DEATHS, CLAIMS),
+    Target(WORKER + "claim.lua", CLAIMS, prelude=DEATHS),
+    Target(WORKER + "reap.lua", LEASES, prelude=DEATHS),
+    Target(WORKER + "recall.lua", ("integration/leases/test_deaths_of_a_fleet.py",)),
     Target(WORKER + "renew.lua", LEASES),
     Target(WORKER + "release.lua", COMMANDS),
     Target(WORKER + "remember.lua", ("integration/test_installation.py",)),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import kombu
 import pytest
@@ -18,10 +20,12 @@ from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import create_request_cls
 
 from kafka_delivery import KafkaDeliveryError, RejectedError, app, send, settings
+from kafka_delivery.base import GiveBack
 from kafka_delivery.errors import SettingsError
 from kafka_delivery.names import REDRIVES
 from kafka_delivery_worker import engine, request
 from kafka_delivery_worker.application import _started, check_time_limits
+from kafka_delivery_worker.failures import Failed
 from kafka_delivery_worker.parked_items import Call
 
 LEAST = settings.current().attempt_timeout_s
@@ -97,6 +101,94 @@ class TestFailures:
         info = failure(error, wrapped)
         made_of(message()).on_failure(info)
         assert told == [("Celery", info.exception)]
+
+
+class TestDeadProcesses:
+    """The parent hears that the child died which worked on the record."""
+
+    DIED = (WorkerLostError("x"), SystemExit(3), KeyboardInterrupt())
+
+    @pytest.fixture(autouse=True)
+    def engine_(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        told: Any = SimpleNamespace(parked=[], failed=Failed(1, 2.5), blamed=lambda _: None)
+        told.died = lambda *_: told.failed
+        told.park_call = lambda call, error, kind, why: told.parked.append((call.id, kind, why))
+        monkeypatch.setattr(engine, "current", lambda: told)
+        monkeypatch.setattr(CeleryRequest, "on_failure", lambda self, info, *_: self.reject(requeue=True))
+        return cast("SimpleNamespace", told)
+
+    @pytest.fixture
+    def rejected(self, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+        rejected: list[bool] = []
+        monkeypatch.setattr(CeleryRequest, "reject", lambda self, requeue=False: rejected.append(requeue))
+        return rejected
+
+    @pytest.mark.parametrize("error", DIED, ids=lambda error: type(error).__name__)
+    def test_a_leased_message_goes_back_with_that_word(self, rejected: list[bool], error: BaseException) -> None:
+        sent = message()
+        made_of(sent).on_failure(failure(error, wrapped=False))
+        assert (sent.child_died, rejected) == (True, [True])
+
+    @pytest.mark.parametrize("error", [GiveBack("x", 1.0), TimeLimitExceeded(1)], ids=lambda e: type(e).__name__)
+    def test_of_nothing_else(self, rejected: list[bool], error: Exception) -> None:
+        sent = message()
+        made_of(sent).on_failure(failure(error, wrapped=False))
+        assert (hasattr(sent, "child_died"), rejected) == (False, [True])
+
+    def test_nor_of_a_worker_that_stops(self, monkeypatch: pytest.MonkeyPatch, rejected: list[bool]) -> None:
+        """A supervisor's signal reaches the children too."""
+        monkeypatch.setattr(engine, "stopping", SimpleNamespace(sent=True))
+        sent = message()
+        made_of(sent).on_failure(failure(WorkerLostError("x"), wrapped=False))
+        assert (hasattr(sent, "child_died"), rejected) == (False, [True])
+
+    @pytest.fixture
+    def unleased(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        s = dataclasses.replace(settings.current(), transport="celery", max_deaths=4)
+        monkeypatch.setattr(settings, "current", lambda: s)
+
+    @pytest.mark.usefixtures("unleased")
+    def test_another_message_waits_in_the_worker(self, monkeypatch: pytest.MonkeyPatch, rejected: list[bool]) -> None:
+        waits: list[float] = []
+
+        def waited(_: Any, pause_s: float, reject: Callable[[], None]) -> None:
+            waits.append(pause_s)
+            reject()
+
+        monkeypatch.setattr(request, "give_back", waited)
+        made_of(message()).on_failure(failure(WorkerLostError("x"), wrapped=False))
+        assert (waits, rejected) == ([2.5], [True])
+
+    @pytest.mark.usefixtures("unleased")
+    @pytest.mark.parametrize(("processes", "parked"), [(3, False), (4, True)])
+    def test_and_is_parked_after_as_many_deaths(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        engine_: SimpleNamespace,
+        rejected: list[bool],
+        processes: int,
+        parked: bool,
+    ) -> None:
+        engine_.failed = Failed(processes, 2.5)
+        acknowledged: list[Any] = []
+        monkeypatch.setattr(CeleryRequest, "acknowledge", lambda self: acknowledged.append(self))
+        monkeypatch.setattr(request, "give_back", lambda _, __, reject: reject())
+        made_of(message()).on_failure(failure(WorkerLostError("x"), wrapped=False))
+        why = "4 processes died while they worked on it"
+        assert engine_.parked == ([("one", "poison", why)] if parked else [])
+        assert (len(acknowledged), rejected) == ((1, []) if parked else (0, [True]))
+
+    @pytest.mark.usefixtures("unleased")
+    def test_one_that_cannot_be_parked_stays(
+        self, monkeypatch: pytest.MonkeyPatch, engine_: SimpleNamespace, rejected: list[bool]
+    ) -> None:
+        def refuses(*_: Any) -> None:
+            raise ConnectionError
+
+        engine_.failed, engine_.park_call = Failed(4, 2.5), refuses
+        monkeypatch.setattr(request, "give_back", lambda _, __, reject: reject())
+        made_of(message()).on_failure(failure(WorkerLostError("x"), wrapped=False))
+        assert rejected == [True]
 
 
 class TestRevoked:

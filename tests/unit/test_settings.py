@@ -142,6 +142,13 @@ class TestParsing:
     def test_refuses_less_than_none(self, name: str) -> None:
         assert variable(name) in refusal(**{name: "-1"})
 
+    def test_refuses_to_park_what_one_worker_died_with(self) -> None:
+        """Nothing would say which of all that it held is to blame."""
+        name = variable("max_deaths")
+        text = f"{name}=1 would park everything that a worker held when it died, the innocent too: give 2 or more"
+        assert refusal(max_deaths="1").startswith(text)
+        assert refusal(max_deaths="0").startswith(f"{name}=0 must be greater than 0")
+
     def test_refuses_a_port_that_there_is_not(self) -> None:
         assert refusal(metrics_port="65536") == f"{variable('metrics_port')}=65536 must be 65535 or less (port)"
 

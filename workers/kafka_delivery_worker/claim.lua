@@ -65,10 +65,11 @@ for i = first_aside, first_off - 1, 2 do  -- their topic's circuit is open: they
 end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local PUT_OFF = 0.5  -- ms that tell a message which is put off from one that waits for its own time; see recall.lua
 for i = first_off, first_died - 1, 2 do
   local item = redis.call('HGET', held, ARGV[i])
   if item then
-    redis.call('ZADD', delayed_sets .. string.match(ARGV[i], ':(.*)$'), now + ARGV[i + 1], item)
+    redis.call('ZADD', delayed_sets .. string.match(ARGV[i], ':(.*)$'), now + ARGV[i + 1] + PUT_OFF, item)
     redis.call('HDEL', held, ARGV[i])
   end
 end
@@ -80,7 +81,7 @@ for i = first_died, first_name - 1 do  -- a process of this worker died, and had
       poisoned(deaths, KEYS[8], list, item)
     else
       local pause = math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ^ math.max(0, math.floor(died) - 1))
-      redis.call('ZADD', delayed_sets .. list, now + pause, item)
+      redis.call('ZADD', delayed_sets .. list, now + pause + PUT_OFF, item)
     end
     redis.call('HDEL', held, ARGV[i])
   end

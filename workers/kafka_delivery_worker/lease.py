@@ -46,8 +46,11 @@ FORGOTTEN_S = 86_400
 
 
 ALONE_FROM = 3
-"""Deaths of workers from which a message is claimed alone, or the last but one that the setting allows: at least one death
-must show which of those that died together is to blame."""
+"""Deaths of workers from which a message is claimed alone, or the last but one that the setting allows: at least one
+death must show which of those that were held together is to blame."""
+
+LONGEST_PAUSE_MS = 60_000
+"""Of a message that is put off, in milliseconds; see `failures`, `parking` and claim.lua."""
 
 PRELUDES = {"claim": ("deaths",), "reap": ("deaths",)}
 """What lies before a script, and is shared with others."""
@@ -136,6 +139,7 @@ class Lease:
         self.waiting = prefix + names.WAITING
         self.ramp_ms = int(ramp_s * 1000)
         self._claims = 0
+        self._lists: list[str] = []
         self._connect = connect
         self.on_parked = on_parked
         self._redis: Any = None
@@ -187,6 +191,7 @@ class Lease:
             beyond: how many may be held besides at any time, of topics in trouble.
         """
         self._claims += 1
+        self._lists = lists or self._lists
         circuit = f"{self.circuits}{names.CLUSTER_SCOPE}:"
         keys = [self.gate, self.leases, self.held_key, self.deaths, f"{circuit}st", f"{circuit}p", self.waiting]
         keys.append(self.poison)
@@ -372,7 +377,9 @@ class Lease:
         Raises:
             redis.exceptions.RedisError: it is not renewed.
         """
-        soonest, over = self._beat()
+        soonest, over, set_back = self._beat()
+        if set_back:
+            self._recall()
         for owner in over:
             try:
                 returned, poisonous = self._reap(owner.decode(), died=True)
@@ -383,10 +390,26 @@ class Lease:
                 log.warning("lease.reaped worker=%s returned=%d poisonous=%d", owner.decode(), returned, poisonous)
         return Renewed(len(over), soonest / 1000)
 
-    def _beat(self) -> tuple[int, list[bytes]]:
+    def _beat(self) -> tuple[int, list[bytes], bytes]:
         keys = [self.leases, self.clock, self.began]
-        soonest, over = self.redis.eval(script("renew"), len(keys), *keys, self.owner, self.milliseconds)
-        return soonest, over
+        soonest, over, set_back = self.redis.eval(script("renew"), len(keys), *keys, self.owner, self.milliseconds)
+        return soonest, over, set_back
+
+    def _recall(self) -> None:
+        """Let end what was put off by a clock that was ahead: it would wait for as long as that was wrong."""
+        if not self._lists:  # it has claimed nothing yet, and does not know what there is
+            return
+        recalled = 0
+        for name in self._lists:
+            cursor = b"0"
+            while True:
+                key = self.prefix + names.DELAYED + name
+                cursor, some = self.redis.eval(script("recall"), 1, key, cursor, LONGEST_PAUSE_MS)
+                recalled += some
+                if cursor == b"0":
+                    break
+        self.redis.hdel(self.clock, "set_back")
+        log.warning("lease.clock_set_back recalled=%d", recalled)
 
     def _reap(self, owner: str, *tags: str, died: bool) -> tuple[int, int]:
         keys = [self.leases, self.prefix + names.HELD + owner, self.deaths, self.poison, self.began, self.ended]

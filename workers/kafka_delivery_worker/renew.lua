@@ -1,5 +1,6 @@
 -- Renew a worker's lease, and say whose lease is over. KEYS: leases, clock, began; ARGV: worker, lease (ms)
--- Reply: ms until the next lease may be over, so that somebody looks at that moment; workers whose lease is over
+-- Reply: ms until the next lease may be over, so that somebody looks at that moment; workers whose lease is over; when the
+-- clock was set back, "" if nobody has to recall what was put off by it any more
 --
 -- A lease that ended while nobody could renew proves nothing: Redis was away, and its owner may be alive. So leases are
 -- only called over when somebody has renewed without a gap for a whole lease, in which every living owner renewed too.
@@ -13,6 +14,7 @@ local beat, since = tonumber(clock[1] or 0), tonumber(clock[2] or now)
 local set_back = beat > now + lease or since > now
 if now - beat > lease / 2 or set_back then since = now end
 redis.call('HSET', KEYS[2], 'beat', now, 'since', since)
+if set_back then redis.call('HSET', KEYS[2], 'set_back', now) end
 
 local function began(worker)  -- when it began, and how long its lease is; nil for a worker of an older version
   local at, length = string.match(redis.call('HGET', KEYS[3], worker) or '', '^(%d+):(%d+)$')
@@ -42,5 +44,6 @@ end
 
 local running = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 local soonest = math.max(tonumber(running[2]), since + lease) - now + 1
-if now - since < lease then return {soonest, {}} end
-return {soonest, redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)}
+local to_recall = redis.call('HGET', KEYS[2], 'set_back') or ''
+if now - since < lease then return {soonest, {}, to_recall} end
+return {soonest, redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now), to_recall}

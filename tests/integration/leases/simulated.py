@@ -65,7 +65,7 @@ class Fleet:
         source = importlib.import_module("kafka_delivery_worker.lease").script
 
         def simulated(name: str) -> str:
-            return source(name).replace(ASKS, TELLS)
+            return str(source(name)).replace(ASKS, TELLS)
 
         monkeypatch.setattr(leases, "script", simulated)
 

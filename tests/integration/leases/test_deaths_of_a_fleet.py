@@ -1,4 +1,4 @@
-"""A death says something about a message only if another worker, which was there, lives on; or if there was no other."""
+"""A death tells of a message only if another worker, which was there, lives on, or if there was no other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from integration.leases.simulated import LEASE_S, LOOK_S, Fleet
-from integration.leases.workers import message, publish, queued
+from integration.leases.workers import QUEUE, message, publish, queued
 from kafka_delivery import names
 
 INNOCENT, POISON, OTHER_POISON = message("innocent"), message("poison"), message("another poison")
@@ -325,6 +325,32 @@ class TestClocks:
         fleet.passes(2 * LEASE_S + 2 * LOOK_S)
         assert queued(fleet.client) == [INNOCENT]
         assert fleet.deaths(INNOCENT) == 1, "others lived on"
+
+    def test_what_was_put_off_by_a_clock_that_was_ahead_waits_no_longer(self, fleet: Fleet) -> None:
+        """What waits for a time of its own waits for that."""
+        put_off, later = publish(fleet.client, message("put off"), message("later", eta="2100-01-01T00:00:00+00:00"))
+        long_there(fleet, "a", "b")
+        assert fleet.processes[0].claim() == [put_off]
+        fleet.processes[0].lease.put_off(next(iter(fleet.processes[0].lease.held)), 5)
+        fleet.processes[0].delivers()
+        fleet.step_clock(-3_600)
+        fleet.passes(2 * LOOK_S)
+        assert fleet.processes[0].claim() == [put_off]
+        assert fleet.client.zrange(names.DELAYED + QUEUE, 0, -1) == [later]
+        assert not fleet.client.hexists(names.LEASE_CLOCK, "set_back"), "it would be looked for at each renewal"
+
+    def test_a_pause_of_its_own_length_is_kept(self, fleet: Fleet) -> None:
+        (put_off,) = publish(fleet.client, message("put off"))
+        long_there(fleet, "a")
+        (worker,) = fleet.processes
+        assert worker.claim() == [put_off]
+        fleet.step_clock(-3_600)
+        worker.lease.put_off(next(iter(worker.lease.held)), 60)
+        worker.delivers()
+        fleet.passes(2 * LOOK_S)
+        assert worker.claim() == []
+        fleet.passes(60)
+        assert worker.claim() == [put_off]
 
     def test_no_worker_began_later_than_now(self, fleet: Fleet) -> None:
         """Else a clock that went back would make strangers of workers that die together."""

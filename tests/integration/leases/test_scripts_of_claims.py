@@ -434,6 +434,66 @@ class TestSuspects:
         assert worker.names(worker.claim(acks=("1.1:q",)).items) == ["b"]
 
 
+class TestDeadProcesses:
+    """One of prefork died, and its parent lives: it says of which message."""
+
+    def test_the_death_is_counted_and_the_message_waits_longer_each_time(self, worker: Worker) -> None:
+        for deaths, pause_s in ((1, 2), (2, 4), (3, 8), (4, 16), (5, 32), (6, 60), (7, 60)):
+            worker.hold("1.1:q", "1.2:q")
+            found = worker.claim(0, died=("1.1:q",), max_deaths=8)
+            assert found.holding == 1
+            assert worker.client.hget(DEATHS, digest(message("1.1"))) == str(points(deaths)).encode()
+            assert worker.client.zscore("delayed:q", message("1.1")) == pytest.approx(
+                now_ms() + 1_000 * pause_s, abs=900
+            )
+        assert worker.client.exists("q", POISON) == 0
+
+    def test_the_last_death_makes_it_poison(self, worker: Worker) -> None:
+        worker.killed(message("1.1"), 2)
+        worker.hold("1.1:q")
+        assert worker.claim(0, died=("1.1:q",), max_deaths=3).holding == 0
+        assert worker.client.lrange(POISON, 0, -1) == [f"q\n{message('1.1')}".encode()]
+        assert worker.client.exists("delayed:q", DEATHS) == 0
+
+    def test_it_is_told_again_in_vain(self, worker: Worker) -> None:
+        worker.hold("1.1:q")
+        for _ in range(2):
+            worker.claim(0, died=("1.1:q", "9.9:q"))
+        assert worker.client.hvals(DEATHS) == [str(points(1)).encode()]
+        assert worker.client.zcard("delayed:q") == 1
+
+    def test_a_long_message_is_known_by_its_ends(self, worker: Worker) -> None:
+        """However long it is, and also where all but its ids is the same."""
+        twins = [message("a", size=100_000), message("b", size=100_000)]
+        worker.client.hset(HELD, mapping={f"1.{n}:q": item for n, item in enumerate(twins)})
+        worker.claim(0, died=("1.0:q",))
+        worker.queue(*reversed(twins))
+        assert worker.claim(size=10**7).suspected == [0, 1]
+
+
+class TestForgotten:
+    @pytest.fixture(autouse=True)
+    def killed(self, worker: Worker) -> None:
+        for name in ("1.1", "1.2", "1.3", "1.4"):
+            worker.killed(message(name), 1)
+        worker.hold("1.1:q", "1.2:q", "1.3:q", "1.4:q")
+
+    def remembered(self, worker: Worker) -> set[str]:
+        found: Any = worker.client.hkeys(DEATHS)
+        return {name for name in ("1.1", "1.2", "1.3", "1.4") if digest(message(name)).encode() in found}
+
+    def test_what_is_settled_is_forgotten_and_what_goes_back_is_not(self, worker: Worker) -> None:
+        asides, offs = (("1.3:q", "orders"),), (("1.4:q", 1_000),)
+        worker.claim(0, acks=("1.1:q", "9.9:q"), returns=("1.2:q",), asides=asides, offs=offs)
+        assert self.remembered(worker) == {"1.2", "1.3", "1.4"}
+
+    def test_who_lost_its_lease_forgets_nothing(self, worker: Worker) -> None:
+        """The message is another's by now, and may kill that one."""
+        worker.client.delete(HELD)
+        worker.claim(0, acks=("1.1:q",))
+        assert self.remembered(worker) == {"1.1", "1.2", "1.3", "1.4"}
+
+
 class TestDelayed:
     def test_what_is_due_comes_first(self, worker: Worker) -> None:
         worker.client.zadd("delayed:q", {message("a"): now_ms() - 1, message("b"): now_ms() + LEASE_MS})
