@@ -146,7 +146,7 @@ class TestClockThatWasAhead:
         self, redis_client: redis.Redis, one: Worker, fields: dict[str, Any], state: str, retry_after: float
     ) -> None:
         seconds, _ = redis_client.time()
-        moved = {
+        moved: Any = {
             name: value if isinstance(value, str) else value + int(seconds) * 1000 for name, value in fields.items()
         }
         redis_client.hset(f"{BASE}{CLUSTER}:st", mapping=moved)
