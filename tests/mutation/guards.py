@@ -84,6 +84,8 @@ TARGETS = (
     Target(WORKER + "errors.csv", ("unit/test_docs.py", "unit/test_classify.py")),
     Target(WORKER + "breaker/rules.py", ("unit/test_rules_of_a_local_circuit.py", "integration/circuits")),
     Target(WORKER + "breaker/silence.py", ("unit/test_rules_of_silence.py", "integration/breaker")),
+    Target(WORKER + "breaker/attendance.py", ("unit/test_attendance.py", "integration/breaker/test_gaps.py")),
+    Target(WORKER + "breaker/stall.py", ("integration/breaker/test_stalls.py", "integration/breaker/test_gaps.py")),
     Target(WORKER + "breaker/outcomes.py", ("unit/test_rules_of_outcomes.py", "unit/test_probes.py")),
     Target("tasks/kafka_delivery/disposition.py", ("unit/test_disposition.py",)),
     Target(

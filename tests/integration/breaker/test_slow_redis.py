@@ -1,4 +1,4 @@
-"""A Redis that is slow is no Redis that is away: a process waits for it, in its own thread and not in a record's way."""
+"""A Redis that is slow is no Redis that is away: a process waits for it, in its own thread, not in a record's way."""
 
 from __future__ import annotations
 

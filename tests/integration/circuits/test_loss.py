@@ -82,13 +82,11 @@ def test_a_full_redis_hinders_nothing(client: redis.Redis) -> None:
 
 
 class TestTheNewestHolds:
-    """Redis loses everything. Some workers have seen that a circuit is closed again, or automatic, and others have not."""
+    """Redis loses everything. Some workers have seen that a circuit is closed again, or automatic; others have not."""
 
     @pytest.mark.parametrize("first", ["who knows the newest", "who does not"])
     @pytest.mark.parametrize("scope", [CLUSTER, TOPIC])
-    def test_what_was_forced_and_is_automatic_again_stays_so(
-        self, client: redis.Redis, first: str, scope: str
-    ) -> None:
+    def test_what_was_forced_and_is_automatic_again_stays_so(self, client: redis.Redis, first: str, scope: str) -> None:
         old, new = Worker(client, "old"), Worker(client, "new")
         old.store.force(scope, "open", 0, "me", "maintenance")
         old.looks()

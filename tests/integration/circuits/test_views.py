@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -145,7 +146,12 @@ class TestLapsing:
     def test_whatever_a_worker_asks_is_a_look(self, client: redis.Redis, operation: str) -> None:
         worker = opened(client)
         client.delete(BASE + "workers")
-        {"report": worker.looks, "admit": worker.probes, "settle": lambda: worker.settles("ok")}[operation]()
+        asks: dict[str, Callable[[], object]] = {
+            "report": worker.looks,
+            "admit": worker.probes,
+            "settle": lambda: worker.settles("ok"),
+        }
+        asks[operation]()
         assert client.zscore(BASE + "workers", "one") is not None
 
     def test_who_forces_it_is_no_worker(self, client: redis.Redis) -> None:

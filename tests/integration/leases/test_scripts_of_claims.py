@@ -203,7 +203,12 @@ class TestCluster:
 
     @pytest.mark.parametrize(
         ("till_ms", "at_ms", "status"),
-        [(0, -LEASE_MS, SHUT), (LEASE_MS, -LEASE_MS, SHUT), (-1, -LEASE_MS, CLAIMED), (2 * LEASE_MS, LEASE_MS, CLAIMED)],
+        [
+            (0, -LEASE_MS, SHUT),
+            (LEASE_MS, -LEASE_MS, SHUT),
+            (-1, -LEASE_MS, CLAIMED),
+            (2 * LEASE_MS, LEASE_MS, CLAIMED),
+        ],
     )
     def test_what_a_person_holds_open_ends_in_its_own_time(
         self, worker: Worker, till_ms: int, at_ms: int, status: int

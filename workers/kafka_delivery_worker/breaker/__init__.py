@@ -29,11 +29,11 @@ from kafka_delivery.faults import QUEUE_FAULTS
 from kafka_delivery.names import CLUSTER_SCOPE, TOPIC_SCOPE
 from kafka_delivery.redis_client import RedisClient
 
-from .. import paused
 from ..classify import Scope, verdict
 from ..standstill import NO_ANSWER, Standstill
 from .attendance import Attendance
 from .outcomes import LOCAL, Admission, Probe, Tally, count_failure, count_ok, of_probe
+from .own_pause import OwnPause
 from .probes import SEEK_PAUSE_S, Probes, Settled
 from .rules import LocalCircuit, Rules
 from .silence import Silences
@@ -114,9 +114,7 @@ class Breaker:
         """What Redis took for its last answer."""
         self.local = LocalCircuit(rules)
         self.standstill = Standstill(clock)
-        self._standing_still = ""
-        self._stands_since_ms = 0
-        self._told_standing_still = False
+        self._own_pause = OwnPause(self.standstill, store)
         self._shut = False
         self.shut_topics: frozenset[str] = frozenset()
         self.in_flight: Callable[[], Mapping[str, int]] = dict
@@ -176,7 +174,7 @@ class Breaker:
 
     def ask(self, topic: str) -> Admission | None:
         """As `admission`, for who claims nothing: a round trip may make this record the probe that is due."""
-        if self._claimed_by is not None or self._standing_still:
+        if self._claimed_by is not None or self._own_pause.why:
             return None
         if not self._asking.acquire(blocking=False):  # of many threads one, and no other waits for its answer
             return None
@@ -281,7 +279,7 @@ class Breaker:
     @property
     def paused(self) -> bool:
         """Whether it does so by itself, whatever the fleet does."""
-        return self.local.state != CLOSED or bool(self._standing_still)
+        return self.local.state != CLOSED or bool(self._own_pause.why)
 
     @property
     def view_age_s(self) -> float:
@@ -384,8 +382,7 @@ class Breaker:
         if self._claimed_by is not None:
             with suppress(*QUEUE_FAULTS):  # then it is taken for alive for another five seconds
                 self._store.leave()
-                if self._told_standing_still:
-                    self._store.say_paused("", 0)
+                self._own_pause.end()
 
     def _quiet_s(self) -> float:
         """Seconds until something is due, a second at most."""
@@ -427,7 +424,7 @@ class Breaker:
             self._detach(error)
         else:
             self._adopt(views)
-            self._tell_whether_it_stands_still()
+            self._own_pause.tell()
         self._judge_alone(tripped, alive)
         self._apply()
         self._probes.expire(self.shut_topics)
@@ -523,9 +520,9 @@ class Breaker:
         return self._silences.stalled(now)
 
     def _apply(self) -> None:
-        self._say_whether_it_stands_still()
+        self._own_pause.look()
         fleet = self._attached and self._views[CLUSTER_SCOPE].shut
-        shut = self.local.state != CLOSED or fleet or bool(self._standing_still)
+        shut = self.local.state != CLOSED or fleet or bool(self._own_pause.why)
         topics = frozenset(
             view.scope.removeprefix(TOPIC_SCOPE)
             for view in self._views.values()
@@ -536,29 +533,10 @@ class Breaker:
         if changed and self._claimed_by is not None:
             self._claimed_by()
 
-    def _say_whether_it_stands_still(self) -> None:
-        before, self._standing_still = self._standing_still, self.standstill.why
-        if self._standing_still and before != self._standing_still:
-            self._stands_since_ms = self._stands_since_ms or paused.now_ms()
-            log.log(
-                logging.INFO if self.standstill.begins else logging.ERROR, "process.paused why=%r", self._standing_still
-            )
-        elif before and not self._standing_still:
-            self._stands_since_ms = 0
-            log.info("process.goes_on")
-
-    def _tell_whether_it_stands_still(self) -> None:
-        """Let `kafka-delivery status` know; repeated while it lasts."""
-        why = "" if self.standstill.begins else self._standing_still
-        if why or self._told_standing_still:
-            with suppress(*QUEUE_FAULTS):  # it is told with the next look
-                self._store.say_paused(why, self._stands_since_ms)
-                self._told_standing_still = bool(why)
-
     # -- probes
     def _seek_probe(self) -> None:
         probes = self._probes
-        if self._standing_still:  # it could send none; another worker may
+        if self._own_pause.why:  # it could send none; another worker may
             probe = probes.take()
             if probe is not None:
                 probes.drop(probe)
