@@ -12,6 +12,7 @@ import redis
 from confluent_kafka import KafkaError
 
 from kafka_delivery import names, send
+from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker import producer, readback, unserved
@@ -20,8 +21,10 @@ from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.installation import AnotherKafkaError, Installation
 from kafka_delivery_worker.lease import script
 from kafka_delivery_worker.parked_items import Call, Reason, of_call
-from kafka_delivery_worker.parking import ParkingStore
+from kafka_delivery_worker.parking import Parked, ParkingStore
 from kafka_delivery_worker.producer import NoClientError, Outgoing, Producer, Report, ask_for_id
+from kafka_delivery_worker.redrive import RunLock, whole_letters
+from kafka_delivery_worker.redrive.done import DoneOffsets
 from kafka_delivery_worker.standstill import NO_ANSWER
 from servers import read_all, wait_until
 from stack import Stack, stack
@@ -380,6 +383,43 @@ class TestNames:
         assert blue.redis.lrange("kafka-delivery.blue", 0, -1) == [b"later", b"aside"]
         assert blue.redis.zcard(names.DELAYED + "kafka-delivery") == 1
         assert blue.redis.llen(f"{names.WAITING}:{TOPIC}:kafka-delivery") == 1
+
+    def test_a_redrive_finds_the_parked_dead_letters_of_its_own_cluster_only(self, blue: Stack) -> None:
+        store = ParkingStore(blue.redis)
+        for cluster in ("blue", "default"):
+            wire = Record(TOPIC, "x", message_id=f"of-{cluster}").to_wire(cluster)
+            store.park_all(
+                [
+                    Parked(
+                        id=wire[8], kind="dead-letter", content="record", topic=TOPIC, data=wire,
+                        error_class="RejectedError", error_message="",
+                    )
+                ]
+            )  # fmt: skip
+        for cluster in ("blue", "default"):
+            letters = whole_letters(store, TOPIC, int(time.time() * 1000) + 1_000, cluster)
+            assert [letter.message_id for letter in letters] == [f"of-{cluster}"]
+
+    def test_the_progress_of_a_redrive_is_of_one_cluster(self, blue: Stack, settings: Settings) -> None:
+        redis_client = RedisClient(settings)
+        blues, defaults = (DoneOffsets(redis_client, f"{TOPIC}-dlq", name) for name in ("blue", "default"))
+        blues.begin("id", {0: 7}, [])
+        assert defaults.floors() == ("", {})
+        with (
+            RunLock(redis_client, f"{TOPIC}-dlq", cluster="blue") as lock,
+            RunLock(redis_client, f"{TOPIC}-dlq", cluster="default"),
+        ):
+            blues.mark(lock, [(0, 9)])
+        assert blues.is_done(0, 9)
+        assert not defaults.is_done(0, 9)
+
+    def test_status_counts_what_is_put_aside_of_its_own_cluster_only(self, blue: Stack) -> None:
+        for queue in ("kafka-delivery", "kafka-delivery.blue"):
+            blue.redis.sadd(names.WAITING, f"{TOPIC}:{queue}")
+            blue.redis.lpush(f"{names.WAITING}:{TOPIC}:{queue}", queue)
+        found = json.loads(blue.command("status", "--json").stdout)
+        assert found["put_aside"] == {TOPIC: 1}
+        assert found["unserved"] == [{"cluster": "default", "messages": 1, "served": []}]
 
     def test_a_parked_call_is_sent_again_by_its_own_cluster_only(
         self, blue: Stack, redis_url: str, kafka: MockKafka

@@ -46,7 +46,6 @@ def paused(system: Stack) -> list[str]:
     return [one["why"] for one in json.loads(system.command("status", "--json").stdout)["paused"]]
 
 
-@pytest.mark.smoke
 def test_a_worker_of_another_kafka_refuses_to_start_and_with_a_name_of_its_own_it_works(
     system: Stack, kafkas: tuple[MockKafka, MockKafka]
 ) -> None:
