@@ -123,6 +123,10 @@ class Sender:
     def send(self) -> None:
         self.producer.produce(Outgoing(TOPIC, b"x", None, [], 0, int(time.time() * 1000)), self.reports.append)
 
+    def ready(self) -> None:
+        self.producer.start()
+        self.in_time(lambda: self.producer.has_client, "the client")
+
     def in_time(self, condition: Callable[[], bool], what: str) -> None:
         wait_until(condition, 60, what)
 
@@ -164,12 +168,11 @@ class TestClient:
             ask_for_id(settings, 0.2)
 
     def test_the_right_kafka_gets_the_records(self, kafka: MockKafka, sender: Sender, settings: Settings) -> None:
-        sender.producer.start()
-        sender.producer.wait_for_client(60)
+        sender.ready()
         sender.send()
         sender.in_time(lambda: bool(sender.reports), "the report")
         assert sender.reports[0].error is None
-        assert sender.told == [""]
+        assert sender.told[-1] == ""
         assert Installation(RedisClient(settings), settings).remembered() == ask_for_id(settings, 10)
 
     def test_another_one_gets_none_until_it_is_meant(
@@ -217,8 +220,7 @@ class TestClient:
     def test_a_client_that_works_is_dropped_when_another_kafka_is_meant(
         self, kafka: MockKafka, sender: Sender, redis_client: redis.Redis
     ) -> None:
-        sender.producer.start()
-        sender.producer.wait_for_client(60)
+        sender.ready()
         kafka.fail_next(KafkaError.NOT_LEADER_FOR_PARTITION, 10_000)  # it keeps the record
         sender.send()
         stands_for(redis_client, OTHER)
@@ -234,8 +236,7 @@ class TestClient:
         self, kafka: MockKafka, sender: Sender, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(producer, "LOOK_S", 3600)
-        sender.producer.start()
-        sender.producer.wait_for_client(60)
+        sender.ready()
         sender.send()  # the connection is there
         sender.in_time(lambda: bool(sender.reports), "the report")
         stands_for(redis_client, OTHER)
@@ -244,13 +245,30 @@ class TestClient:
         kafka.up()
         sender.in_time(lambda: OTHER in sender.told[-1], "the answer")
 
+    @pytest.mark.parametrize("made", [True, False], ids=["made", "candidate"])
+    def test_an_end_while_kafka_is_asked_waits_for_the_question(
+        self, kafka: MockKafka, sender: Sender, made: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """librdkafka would go on with memory that is not its own any more."""
+        if made:
+            sender.ready()
+            sender.producer._doubtful = True
+        kafka.down()
+        sender.producer.start()
+        sender.in_time(sender.producer._asking.locked, "a question")
+        sender.producer.close(0)
+        maker = sender.producer._maker
+        assert maker is not None
+        maker.join(60)
+        assert not maker.is_alive()
+        assert "maker_failed" not in caplog.text
+
     def test_one_that_replaces_another_is_compared_before_it_takes_records(
         self, kafka: MockKafka, sender: Sender, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As when certificates are renewed: the new client may have come to another Kafka than the old one has."""
         monkeypatch.setattr(producer, "LOOK_S", 3600)
-        sender.producer.start()
-        sender.producer.wait_for_client(60)
+        sender.ready()
         made = sender.producer._made
         assert made is not None
         monkeypatch.setattr(producer, "identities", lambda properties: {"ssl.key.location": (1, 1, 1)})
