@@ -16,7 +16,7 @@ from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker import producer, readback, unserved
-from kafka_delivery_worker.client import NotMadeError, kafka_id
+from kafka_delivery_worker.client import NotMadeError, connect, kafka_id
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.installation import AnotherKafkaError, Installation
 from kafka_delivery_worker.lease import script
@@ -155,7 +155,7 @@ class TestClient:
 
     def test_asking_makes_no_topic(self, kafka: MockKafka, settings: Settings) -> None:
         ask_for_id(settings, 10)
-        sender = producer.connect(producer.librdkafka_properties(settings), print)
+        sender = connect(producer.librdkafka_properties(settings), print)
         try:
             assert kafka_id(sender.client, 10)
             assert {*sender.client.list_topics(timeout=10).topics} == {TOPIC, f"{TOPIC}-dlq"}
