@@ -12,16 +12,19 @@ import redis
 from confluent_kafka import KafkaError
 
 from kafka_delivery import names, send
+from kafka_delivery.record import Record
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker import producer, readback, unserved
-from kafka_delivery_worker.client import NotMadeError, kafka_id
+from kafka_delivery_worker.client import NotMadeError, connect, kafka_id
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from kafka_delivery_worker.installation import AnotherKafkaError, Installation
 from kafka_delivery_worker.lease import script
 from kafka_delivery_worker.parked_items import Call, Reason, of_call
-from kafka_delivery_worker.parking import ParkingStore
+from kafka_delivery_worker.parking import Parked, ParkingStore
 from kafka_delivery_worker.producer import NoClientError, Outgoing, Producer, Report, ask_for_id
+from kafka_delivery_worker.redrive import RunLock, whole_letters
+from kafka_delivery_worker.redrive.done import DoneOffsets
 from kafka_delivery_worker.standstill import NO_ANSWER
 from servers import read_all, wait_until
 from stack import Stack, stack
@@ -120,6 +123,10 @@ class Sender:
     def send(self) -> None:
         self.producer.produce(Outgoing(TOPIC, b"x", None, [], 0, int(time.time() * 1000)), self.reports.append)
 
+    def ready(self) -> None:
+        self.producer.start()
+        self.in_time(lambda: self.producer.has_client, "the client")
+
     def in_time(self, condition: Callable[[], bool], what: str) -> None:
         wait_until(condition, 60, what)
 
@@ -148,7 +155,7 @@ class TestClient:
 
     def test_asking_makes_no_topic(self, kafka: MockKafka, settings: Settings) -> None:
         ask_for_id(settings, 10)
-        sender = producer.connect(producer.librdkafka_properties(settings), print)
+        sender = connect(producer.librdkafka_properties(settings), print)
         try:
             assert kafka_id(sender.client, 10)
             assert {*sender.client.list_topics(timeout=10).topics} == {TOPIC, f"{TOPIC}-dlq"}
@@ -161,12 +168,11 @@ class TestClient:
             ask_for_id(settings, 0.2)
 
     def test_the_right_kafka_gets_the_records(self, kafka: MockKafka, sender: Sender, settings: Settings) -> None:
-        sender.producer.start()
-        sender.producer.wait_for_client(60)
+        sender.ready()
         sender.send()
         sender.in_time(lambda: bool(sender.reports), "the report")
         assert sender.reports[0].error is None
-        assert sender.told == [""]
+        assert sender.told[-1] == ""
         assert Installation(RedisClient(settings), settings).remembered() == ask_for_id(settings, 10)
 
     def test_another_one_gets_none_until_it_is_meant(
@@ -214,8 +220,7 @@ class TestClient:
     def test_a_client_that_works_is_dropped_when_another_kafka_is_meant(
         self, kafka: MockKafka, sender: Sender, redis_client: redis.Redis
     ) -> None:
-        sender.producer.start()
-        sender.producer.wait_for_client(60)
+        sender.ready()
         kafka.fail_next(KafkaError.NOT_LEADER_FOR_PARTITION, 10_000)  # it keeps the record
         sender.send()
         stands_for(redis_client, OTHER)
@@ -231,8 +236,7 @@ class TestClient:
         self, kafka: MockKafka, sender: Sender, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(producer, "LOOK_S", 3600)
-        sender.producer.start()
-        sender.producer.wait_for_client(60)
+        sender.ready()
         sender.send()  # the connection is there
         sender.in_time(lambda: bool(sender.reports), "the report")
         stands_for(redis_client, OTHER)
@@ -241,13 +245,30 @@ class TestClient:
         kafka.up()
         sender.in_time(lambda: OTHER in sender.told[-1], "the answer")
 
+    @pytest.mark.parametrize("made", [True, False], ids=["made", "candidate"])
+    def test_an_end_while_kafka_is_asked_waits_for_the_question(
+        self, kafka: MockKafka, sender: Sender, made: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """librdkafka would go on with memory that is not its own any more."""
+        if made:
+            sender.ready()
+            sender.producer._doubtful = True
+        kafka.down()
+        sender.producer.start()
+        sender.in_time(sender.producer._asking.locked, "a question")
+        sender.producer.close(0)
+        maker = sender.producer._maker
+        assert maker is not None
+        maker.join(60)
+        assert not maker.is_alive()
+        assert "maker_failed" not in caplog.text
+
     def test_one_that_replaces_another_is_compared_before_it_takes_records(
         self, kafka: MockKafka, sender: Sender, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As when certificates are renewed: the new client may have come to another Kafka than the old one has."""
         monkeypatch.setattr(producer, "LOOK_S", 3600)
-        sender.producer.start()
-        sender.producer.wait_for_client(60)
+        sender.ready()
         made = sender.producer._made
         assert made is not None
         monkeypatch.setattr(producer, "identities", lambda properties: {"ssl.key.location": (1, 1, 1)})
@@ -380,6 +401,43 @@ class TestNames:
         assert blue.redis.lrange("kafka-delivery.blue", 0, -1) == [b"later", b"aside"]
         assert blue.redis.zcard(names.DELAYED + "kafka-delivery") == 1
         assert blue.redis.llen(f"{names.WAITING}:{TOPIC}:kafka-delivery") == 1
+
+    def test_a_redrive_finds_the_parked_dead_letters_of_its_own_cluster_only(self, blue: Stack) -> None:
+        store = ParkingStore(blue.redis)
+        for cluster in ("blue", "default"):
+            wire = Record(TOPIC, "x", message_id=f"of-{cluster}").to_wire(cluster)
+            store.park_all(
+                [
+                    Parked(
+                        id=wire[8], kind="dead-letter", content="record", topic=TOPIC, data=wire,
+                        error_class="RejectedError", error_message="",
+                    )
+                ]
+            )  # fmt: skip
+        for cluster in ("blue", "default"):
+            letters = whole_letters(store, TOPIC, int(time.time() * 1000) + 1_000, cluster)
+            assert [letter.message_id for letter in letters] == [f"of-{cluster}"]
+
+    def test_the_progress_of_a_redrive_is_of_one_cluster(self, blue: Stack, settings: Settings) -> None:
+        redis_client = RedisClient(settings)
+        blues, defaults = (DoneOffsets(redis_client, f"{TOPIC}-dlq", name) for name in ("blue", "default"))
+        blues.begin("id", {0: 7}, [])
+        assert defaults.floors() == ("", {})
+        with (
+            RunLock(redis_client, f"{TOPIC}-dlq", cluster="blue") as lock,
+            RunLock(redis_client, f"{TOPIC}-dlq", cluster="default"),
+        ):
+            blues.mark(lock, [(0, 9)])
+        assert blues.is_done(0, 9)
+        assert not defaults.is_done(0, 9)
+
+    def test_status_counts_what_is_put_aside_of_its_own_cluster_only(self, blue: Stack) -> None:
+        for queue in ("kafka-delivery", "kafka-delivery.blue"):
+            blue.redis.sadd(names.WAITING, f"{TOPIC}:{queue}")
+            blue.redis.lpush(f"{names.WAITING}:{TOPIC}:{queue}", queue)
+        found = json.loads(blue.command("status", "--json").stdout)
+        assert found["put_aside"] == {TOPIC: 1}
+        assert found["unserved"] == [{"cluster": "default", "messages": 1, "served": []}]
 
     def test_a_parked_call_is_sent_again_by_its_own_cluster_only(
         self, blue: Stack, redis_url: str, kafka: MockKafka

@@ -76,6 +76,7 @@ def test_programs_get_one_object(delivery: Stack) -> None:
         "parked": {"total": 3, "max_bytes": 512 * 2**20, "kinds": {"bug": 2, "dead-letter": 1}},
         "workers": [],
         "paused": [],
+        "unserved": [],
         "circuits": {"cluster": "closed"},
         "topics": {
             "": none | {"parked": 3},

@@ -77,13 +77,13 @@ except SettingsError as error:
             "RETRY_JITTER": False,
             "CLUSTER": "c",
         }
-        done = manage(given, "kafka_delivery", "settings", "--json", KAFKA_DELIVERY_CLUSTER="of the environment")
+        done = manage(given, "kafka_delivery", "settings", "--json", KAFKA_DELIVERY_CLUSTER="of-the-environment")
         assert done.returncode == 0, done.stderr
         rows = {row["variable"]: row["value"] for row in map(json.loads, done.stdout.splitlines())}
         assert rows["KAFKA_DELIVERY_REDIS_URL"] == "(changed; not shown)"
         assert rows["KAFKA_DELIVERY_PRODUCER"] == "(changed; not shown)"
         assert rows["KAFKA_DELIVERY_RETRY_JITTER"] is False
-        assert rows["KAFKA_DELIVERY_CLUSTER"] == "of the environment"
+        assert rows["KAFKA_DELIVERY_CLUSTER"] == "of-the-environment"
 
     def test_passes_options_on(self, manage: Any) -> None:
         assert "--loglevel" in manage({}, "kafka_delivery", "worker", "--help").stdout

@@ -46,7 +46,6 @@ def paused(system: Stack) -> list[str]:
     return [one["why"] for one in json.loads(system.command("status", "--json").stdout)["paused"]]
 
 
-@pytest.mark.smoke
 def test_a_worker_of_another_kafka_refuses_to_start_and_with_a_name_of_its_own_it_works(
     system: Stack, kafkas: tuple[MockKafka, MockKafka]
 ) -> None:
@@ -89,9 +88,8 @@ def test_a_kafka_that_was_away_when_workers_started_is_compared_before_it_gets_a
     system.worker().stop()
     remembered = system.redis.hget(names.CLUSTERS, names.DEFAULT_CLUSTER)
     theirs.down()
-    elsewhere = {"BOOTSTRAP_SERVERS": theirs.bootstrap_servers}
-    one = system.worker(**elsewhere)
-    prefork = system.worker("-P", "prefork", "-c", "1", **elsewhere)
+    one = system.worker(BOOTSTRAP_SERVERS=theirs.bootstrap_servers)
+    prefork = system.worker("-P", "prefork", "-c", "1", BOOTSTRAP_SERVERS=theirs.bootstrap_servers)
     sent = {send.delay(TOPIC, str(n)).id for n in range(50)}
     wait_until(lambda: "circuit.open" in one.log + prefork.log, 60, "the outage to be noticed")
     assert paused(system) == []  # an outage of Kafka is no fault of a process

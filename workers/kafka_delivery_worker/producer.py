@@ -193,6 +193,8 @@ class Producer:
         self._admit = admit
         self._candidate: Connection | None = None
         """A client of which it is not known yet which Kafka it is connected to."""
+        self._asking = threading.Lock()
+        """Held while a client is asked which Kafka it is connected to, and while clients are ended."""
         self._doubtful = False
         """All brokers were away since that was known, so it may be another one."""
         self._on_failure = on_failure
@@ -355,8 +357,9 @@ class Producer:
             self._serve(connection, partial(connection.client.flush, LOST_REPORT_WAIT_S))
         for pending in self._pending.copy():
             self._finish(pending, Report(KafkaError(KafkaError._PURGE_INFLIGHT)))
-        for connection in connections:
-            self._serve(connection, connection.close)
+        with self._asking:
+            for connection in connections:
+                self._serve(connection, connection.close)
         with self._changed:
             self._retired.clear()
             self._changed.notify_all()
@@ -518,7 +521,8 @@ class Producer:
             if self._candidate is None:
                 self._candidate = self._connect()
             if not self._is_admitted(self._candidate):
-                self._not_made(NO_ANSWER)
+                if not self._closing:
+                    self._not_made(NO_ANSWER)
                 return True  # the answer was waited for: no pause
             if self._candidate.failed:
                 raise NotMadeError("the client has failed")
@@ -548,16 +552,27 @@ class Producer:
         if self._admit is None:
             return True
         asked = monotonic()
-        try:
-            here = kafka_id(connection.client, ASK_S)
-        except KafkaException:
-            failure = self._serve(connection, partial(connection.client.poll, 0))  # what is wrong with its brokers
-            if failure is not None or connection.failed:
-                raise NotMadeError(f"the client has failed{f': {failure.name()}' if failure else ''}") from None
+        here, failure = self._ask(connection)
+        if failure is not None and connection is self._made:
+            self._replace(connection, failure)
+            return False
+        if failure is not None:
+            raise NotMadeError(f"the client has failed: {failure.name()}")
+        if here is None:
             self._pause(max(0.0, asked + ASK_S - monotonic()))
             return False
         self._admit(here)
         return True
+
+    def _ask(self, connection: Connection) -> tuple[str | None, KafkaError | None]:
+        """Return the id of a client's Kafka, None without an answer, and the error if the client has failed."""
+        with self._asking:  # a client must not end meanwhile
+            if self._closing:
+                return None, None
+            try:
+                return kafka_id(connection.client, ASK_S), None
+            except KafkaException:
+                return None, self._serve(connection, partial(connection.client.poll, 0))  # what its brokers say
 
     def _look_again(self) -> None:
         """Look whether Kafka is still the same. Another one may have come up in its place, or another be meant now."""

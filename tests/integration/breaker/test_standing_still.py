@@ -8,11 +8,12 @@ import pytest
 import redis
 
 from integration.breaker.processes import DOWN, RULES, Process
-from kafka_delivery.circuits import OPEN
+from kafka_delivery.circuits import CLOSED, OPEN
 from kafka_delivery.disposition import Circuit
 from kafka_delivery.names import PAUSED
 from kafka_delivery_worker import standstill
-from kafka_delivery_worker.standstill import FAILURES, MAKING
+from kafka_delivery_worker.breaker import DOWN_S
+from kafka_delivery_worker.standstill import FAILURES, MAKING, NO_ANSWER
 
 
 def stands_still(process: Process) -> None:
@@ -59,6 +60,32 @@ class TestClient:
             one.breaker.tick()
         assert one.redis.client.hvals(PAUSED) == []
         assert caplog.records == []
+
+    def test_while_kafka_does_not_answer_the_first_one_that_is_an_outage(
+        self, one: Process, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        one.breaker.client("main", NO_ANSWER)
+        stands_still(one)
+        one.passes(DOWN_S - 1)
+        assert one.state() == CLOSED
+        one.breaker.client("main", NO_ANSWER)  # said again with each question
+        one.passes(1)
+        assert one.state() == OPEN
+        assert one.redis.client.hvals(PAUSED) == []
+        assert one.breaker.standstill.reason == ""
+        assert not [record for record in caplog.records if record.getMessage().startswith("process.")]
+        one.passes(RULES.max_open_ms / 1000)
+        assert not one.breaker.has_probe  # it could send none
+        one.breaker.client("main", "")
+        one.breaker.tick()
+        assert one.breaker.has_probe
+
+    def test_an_answer_in_time_is_no_outage(self, one: Process) -> None:
+        one.breaker.client("main", NO_ANSWER)
+        one.passes(DOWN_S - 1)
+        one.breaker.client("main", "another Kafka")
+        one.passes(DOWN_S)
+        assert one.state() == CLOSED
 
     def test_trouble_is_logged_once(self, one: Process, caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):

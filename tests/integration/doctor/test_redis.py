@@ -30,7 +30,7 @@ def test_nothing_is_said_against_servers_that_are_as_they_should_be(
     assert {finding["check"] for finding in found.all} == {
         "settings", "librdkafka", "redis", "redis-tls", "redis-version", "redis-mode", "redis-eviction",
         "redis-persistence", "redis-memory", "redis-clients", "redis-replicas", "clock", "kafka", "topic",
-        "topic-size", "topic-durability", "dead-letter-topic", "dead-letter-size",
+        "installation", "topic-size", "topic-durability", "dead-letter-topic", "dead-letter-size",
     }  # fmt: skip
     assert all(list(finding) == ["check", "level", "what", "do"] for finding in found.all)
     assert found.of("redis", f"Redis {redis.Redis.from_url(server.url).info()['redis_version']} at {server.url}")
