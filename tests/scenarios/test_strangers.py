@@ -42,6 +42,23 @@ def test_the_zoo(redis_url: str) -> None:
         _is_at_hand(system, len(zoo))
 
 
+def test_kombu_decompresses_by_our_bound_in_a_worker(redis_url: str) -> None:
+    """Another transport than ours leaves that to kombu."""
+    with MockKafka() as kafka, stack(emptied(redis_url), kafka) as system:
+        told = system.application(
+            """
+            import zlib
+            from kombu.compression import decompress
+            from kafka_delivery_worker import app
+            try:
+                decompress(zlib.compress(b"0" * 50_000_000), "gzip")
+            except Exception as error:
+                print(type(error).__name__)
+            """
+        )
+    assert told.strip() == "BodyTooLargeError"
+
+
 def _put(system: Stack, raws: list[bytes]) -> list[str]:
     """Put them into the queue, with good records all over."""
     good = []

@@ -51,8 +51,9 @@ def test_what_finds_no_room_is_not_decompressed_but_waits(
         for one in broker.got:
             if not one.acknowledged:
                 one.ack()
-        for waiting in redis_client.zrange(DELAYED, 0, -1):
-            redis_client.zadd(DELAYED, {waiting: 0})
+        waiting: Any = redis_client.zrange(DELAYED, 0, -1)
+        if waiting:
+            redis_client.zadd(DELAYED, dict.fromkeys(waiting, 0))
         before = len(broker.got)
         broker.turn(lambda: len(broker.got) > before)  # noqa: B023  # called before it changes
     assert sorted(broker.names) == [str(number) for number in range(6)]
