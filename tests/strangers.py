@@ -45,6 +45,9 @@ CELERYS_TASKS = (
 )  # fmt: skip
 
 
+ODD_PRIORITIES: list[Any] = [2**70, -5, "x", 1.5, [1], {}, True, None]
+
+
 def wire(item_id: str, topic: str = TOPIC) -> list[Any]:
     """A record as our callers write it."""
     return [1, "default", topic, SECRET, None, [], None, 1_700_000_000_000, item_id]
@@ -119,23 +122,25 @@ def forged(topic: str, prefix: str = "forged") -> dict[str, bytes]:
     texts = ("kafka_delivery_revived", "kafka_delivery_probe", "kafka_delivery_released")
     for name in (*counts, *texts):
         for place, value in enumerate(odd):
-            _forge(found, topic, f"{prefix}-{name}-{place}", lambda e, n=name, v=value: e["headers"].update({n: v}))
-        inner = {"headers": {name: 2**70}}
-        _forge(found, topic, f"{prefix}-{name}-inner", lambda e, i=inner: e["headers"].update(i))
-    for place, value in enumerate([2**70, -5, "x", 1.5, [1], {}, True, None]):
-        _forge(found, topic, f"{prefix}-priority-{place}", lambda e, v=value: e["properties"].update(priority=v))
+            _forge(found, topic, f"{prefix}-{name}-{place}", _header(name, value))
+        _forge(found, topic, f"{prefix}-{name}-inner", _header("headers", {name: 2**70}))
+    for place, value in enumerate(ODD_PRIORITIES):
+        _forge(found, topic, f"{prefix}-priority-{place}", _property("priority", value))
     return found
 
 
 def _forge(found: dict[str, bytes], topic: str, item_id: str, spoil: Callable[[dict[str, Any]], Any]) -> None:
     made = envelope(item_id, topic=topic)
     spoil(made)
-    found[item_id] = _number_text(made)
+    found[item_id] = json.dumps(made).encode()
 
 
-def _number_text(made: dict[str, Any]) -> bytes:
-    """As JSON, with whole numbers of any length."""
-    return json.dumps(made).encode()
+def _header(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda made: made["headers"].update({name: value})
+
+
+def _property(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda made: made["properties"].update({name: value})
 
 
 def _add(
@@ -238,14 +243,15 @@ def _parts(found: dict[str, bytes]) -> None:
         _add(found, name, lambda e: None, body)
 
 
-def _spoil_body(made: dict[str, Any]) -> None:
+def _spoil_body(made: dict[str, Any]) -> dict[str, Any]:
     made["body"] = b64encode(_bad_body().encode()).decode()
+    return made
 
 
 def _compressed(found: dict[str, bytes]) -> None:
     bombs = _bombs()
     for name, body in bombs.items():
-        _add(found, f"bomb of {name}", lambda e, n=name: e["headers"].update(compression=n), body)
+        _add(found, f"bomb of {name}", _header("compression", name), body)
     _add(
         found, "bomb of a bomb", lambda e: e["headers"].update(compression="gzip"),
         zlib.compress(zlib.compress(bombs["gzip"])),
@@ -256,11 +262,11 @@ def _compressed(found: dict[str, bytes]) -> None:
     )  # fmt: skip
     garbage = {"gzip": b"garbage", "bzip2": b"BZh9garbage", "lzma": b"\xfd7zXZ\0garbage", "brotli": b"x", "zstd": b"x"}
     for name, body in garbage.items():
-        _add(found, f"no {name}", lambda e, n=name: e["headers"].update(compression=n), body)
+        _add(found, f"no {name}", _header("compression", name), body)
     good = zlib.compress(json.dumps([[wire("stranger half of gzip")], {}, None]).encode())
     _add(found, "half of gzip", lambda e: e["headers"].update(compression="gzip"), good[:-6])
     for place, value in enumerate(["unheard-of", 1, ["gzip"], {"gzip": 1}, True]):
-        _add(found, f"compression {place}", lambda e, v=value: e["headers"].update(compression=v))
+        _add(found, f"compression {place}", _header("compression", value))
 
 
 @functools.cache
@@ -291,7 +297,7 @@ def _nested(found: dict[str, bytes]) -> None:
             name = f"{depth} deep in {where}"
             found[name] = json.dumps(envelope(f"stranger {name}", body)).encode()
     for where in ("id", "task"):
-        _add(found, f"deep {where}", lambda e, w=where: e["headers"].update({w: json.loads("[" * 400 + "]" * 400)}))
+        _add(found, f"deep {where}", _header(where, json.loads("[" * 400 + "]" * 400)))
 
 
 def _named(found: dict[str, bytes]) -> None:
@@ -327,7 +333,8 @@ def _tasks(found: dict[str, bytes]) -> None:
         _add(found, f"task celery.{name}", lambda e: None, call, task=f"celery.{name}")
     for place, task in enumerate(["os.system", "", "kafka_delivery", "__main__.send", "celery", "x" * 100_000]):
         _add(found, f"task {place} unknown", lambda e: None, _bad_body(), task=task)
-    for name, value in {"null": None, "a number": 1, "a list": ["kafka_delivery.send"], "an object": {}}.items():
+    no_names: dict[str, Any] = {"null": None, "a number": 1, "a list": ["kafka_delivery.send"], "an object": {}}
+    for name, value in no_names.items():
         _add(found, f"task {name}", lambda e: None, _bad_body(), task=value)
 
 
@@ -370,8 +377,7 @@ def _headers(found: dict[str, bytes]) -> None:
     }
     for name, values in strange.items():
         for place, value in enumerate(values):
-            spoil = lambda e, n=name, v=value: e["headers"].update({n: v})  # noqa: E731
-            _add(found, f"{name} {place}", spoil, _bad_body())
+            _add(found, f"{name} {place}", _header(name, value), _bad_body())
     made = envelope("stranger Infinity", _bad_body())
     made["headers"]["eta"] = float("inf")
     made["properties"]["priority"] = float("nan")

@@ -70,7 +70,7 @@ def system(delivery: Stack) -> Stack:
         client.hset(PARKED, name, raw)
         client.zadd(PARKED_INDEX, {name: NOW_MS})
     client.zadd(PARKED_INDEX, SCORES)
-    client.hset(PARKED, mapping=UNINDEXED)  # type: ignore[arg-type]
+    client.hset(PARKED, mapping=UNINDEXED)
     return delivery
 
 
@@ -172,7 +172,7 @@ def test_the_room_is_counted_anew_where_no_worker_counted_it(delivery: Stack, ro
 
 def test_what_else_strangers_write_does_not_end_status(delivery: Stack) -> None:
     client: redis.Redis = delivery.redis
-    client.hset(COUNTS, mapping={b"delivered:t": b"x", b"\xff": b"1", b"delivered:u": b"2"})  # type: ignore[dict-item]
+    client.hset(COUNTS, mapping={b"delivered:t": b"x", b"\xff": b"1", b"delivered:u": b"2"})
     client.zadd(DELAYED + QUEUE, {"x": float("inf"), "y": float("-inf")})
     client.sadd("kafka-delivery:waiting:1", b"\xff:\xfe")
     client.zadd("kafka-delivery:leases:1", {b"\xff": 1})

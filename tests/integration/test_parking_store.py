@@ -48,7 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def item(item_id: str = "id-1", data: Any = None, **changes: Any) -> Parked:
-    fields = {"kind": "bug", "error_class": "TypeError", "error_message": "it broke", "content": "call"}
+    fields: dict[str, Any] = {"kind": "bug", "error_class": "TypeError", "error_message": "it broke", "content": "call"}
     fields |= changes
     if fields["content"] == "call":
         data = {"task": "t", "id": item_id, "args": [data], "kwargs": {}}

@@ -142,7 +142,7 @@ NEVER_A_RECORD: dict[str, Callable[[Envelope], None]] = {
 """A call of `send` whose record is none."""
 
 NO_ENVELOPE: dict[str, Callable[[Envelope], bytes]] = {
-    "not JSON": lambda e: PAYLOAD.encode(),
+    "not JSON": lambda e: f"{PAYLOAD}, and no JSON".encode(),  # the same bytes twice are one item
     "no object": lambda e: json.dumps([PAYLOAD]).encode(),
     "no properties": lambda e: json.dumps({"body": e["body"], "headers": e["headers"]}).encode(),
     "body without base64": lambda e: json.dumps(e | {"body": "secret-payload!"}).encode(),

@@ -10,8 +10,8 @@ import pytest
 from kombu.utils.json import loads
 
 import strangers
-from kafka_delivery import base
-from kafka_delivery.delivery import BATCH_BYTES, Record, send_many
+from kafka_delivery import Record, base, send_many
+from kafka_delivery.base import BATCH_BYTES
 from kafka_delivery.marks import MAX_COUNT, count_of, marked_again
 from kafka_delivery.names import DEFERRALS, REDRIVES, REVIVED, SEND_MANY
 from kafka_delivery_worker import logs, parked_items
@@ -22,7 +22,7 @@ from kafka_delivery_worker.shape import fault_of, forged
 
 WHY = Reason(kind="invalid", error_class="E", error_message="m")
 
-TOO_MANY = [0] * (base.MAX_MEMBERS + 1)
+TOO_MANY: list[Any] = [0] * (base.MAX_MEMBERS + 1)
 
 
 def message(headers: dict[str, Any] | None = None, body: Any = None, **properties: Any) -> Any:
@@ -105,14 +105,15 @@ class TestForged:
         assert forged(message(body=[[], {"a": nested(550)}, None])) is not None
         assert forged(message(body=[[], {}, {"chain": nested(550)}])) is not None
 
-    @pytest.mark.parametrize("body", [[[TOO_MANY], {}, None], [[], {"records": TOO_MANY}, None]])
-    def test_the_members_of_a_batch(self, body: Any) -> None:
+    @pytest.mark.parametrize("by_name", [False, True])
+    def test_the_members_of_a_batch(self, by_name: bool) -> None:
+        body: list[Any] = [[], {"records": TOO_MANY}, None] if by_name else [[TOO_MANY], {}, None]
         fault = forged(message({"task": SEND_MANY}, body))
         assert fault is not None
         assert str(base.MAX_MEMBERS) in fault.why
 
     def test_the_bytes_of_a_batch(self) -> None:
-        body = [[["x" * 900_000] * 10], {}, None]
+        body: list[Any] = [[["x" * 900_000] * 10], {}, None]
         assert forged(message({"task": SEND_MANY}, body)) is not None
         assert forged(message(None, body)) is None
 

@@ -22,6 +22,7 @@ from kafka_delivery.marks import FLEETING, mark_of
 from .breaker import Admission
 from .lane import Lane, LaneRequest, begun, lane_of
 from .producer import Outgoing, Report
+from .shape import is_too_large
 
 log = logging.getLogger("kafka_delivery.lane")
 
@@ -106,6 +107,8 @@ class BatchLane(Lane):
         """The records; None where Celery's way must look at them, or finds the circuit open."""
         message = request._message
         try:
+            if is_too_large(message):
+                return None
             wires = self._plain(message, message.headers)
             if not wires or len(wires) > MAX_RECORDS:
                 return None

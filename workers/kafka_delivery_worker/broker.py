@@ -13,6 +13,8 @@ from kombu.exceptions import KombuError
 from kafka_delivery import app, settings
 from kafka_delivery.errors import KafkaDeliveryError
 
+from .parked_items import as_it_lay
+
 FAULTS = (KombuError, AMQPError, OSError)
 
 
@@ -55,8 +57,8 @@ def put_back(queue: str, message: dict[str, Any]) -> None:
 
 
 def _prepared(channel: Any, message: dict[str, Any]) -> Any:
-    if "raw" in message:
-        return channel.prepare_message(message["raw"].encode(errors="surrogateescape"))
+    if "envelope" not in message:
+        return channel.prepare_message(as_it_lay(message))
     envelope = message["envelope"]
     # What describes the envelope is the transport's, which makes its own.
     properties = {

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from kafka_delivery.record import MAX_MESSAGE_ID, Record, is_message_id
 
 from . import task_ids
 from .decoding import loads, unbase64
+from .decompression import most_bytes
 from .parking import Parked, fingerprint
 
 log = logging.getLogger("kafka_delivery.parking")
@@ -44,6 +46,11 @@ AS_IT_LAY = ("undecodable", "unknown-task", "invalid")
 
 SPLIT_BYTES = 4 * 1024 * 1024
 """Of a message that killed workers. A longer one is kept whole: its size may be what kills."""
+
+LONG_BYTES = 64 * 1024
+"""From which on it matters how much longer JSON makes bytes: a byte that is no text takes seven."""
+
+_TEXT = bytes({9, 10, 13, *range(32, 127)})
 
 MAX_WORDS = 2_000
 """Characters of the reason. It may name an argument or a task, and a stranger may have made that name of any length."""
@@ -170,7 +177,8 @@ def of_message(
         body: as its publisher encoded it, decompressed; None where it cannot be had.
         why: the reason. Of a kind in `AS_IT_LAY` a single record stays in its message.
     """
-    call = None if body is None else _read(_call_in, headers, envelope.get("content-type"), body)
+    readable = body is not None and len(body) <= most_bytes()
+    call = _read(_call_in, headers, envelope.get("content-type"), body) if readable else None
     data = {"queue": queue, "envelope": envelope}
     return _of_message(call, _id_of(headers, envelope.get("properties")) or _made_up_of(envelope), data, why)
 
@@ -186,15 +194,31 @@ def of_raw(queue: str, raw: str, why: Reason, apart: bool = True) -> list[Parked
         why: the reason.
         apart: whether it may be read at all.
     """
-    data = {"queue": queue, "raw": raw}
+    data = {"queue": queue, **as_kept(raw.encode(errors="surrogateescape"))}
     call = _read(_call_in_raw, raw) if apart and len(raw) <= SPLIT_BYTES else None
     return _of_message(call, _id_in(raw), data, why)
 
 
 def of_bytes(queue: str, raw: bytes, why: Reason) -> Parked:
     """The item of bytes that are no message."""
-    data = {"queue": queue, "raw": raw.decode(errors="surrogateescape")}
+    data = {"queue": queue, **as_kept(raw)}
     return _whole(_made_up("garbage", raw), data, why)
+
+
+def as_kept(raw: bytes) -> dict[str, str]:
+    """Bytes as a parked message holds them: as text, or as base64 where JSON would make it several times as long."""
+    if len(raw) > LONG_BYTES and len(raw.translate(None, _TEXT)) > len(raw) // 10:
+        return {"base64": b64encode(raw).decode()}
+    return {"raw": raw.decode(errors="surrogateescape")}
+
+
+def as_it_lay(data: Mapping[str, Any]) -> bytes:
+    """The bytes of a parked message; of one that was read, as kombu writes it."""
+    if "base64" in data:
+        return b64decode(data["base64"])
+    if "raw" in data:
+        return str(data["raw"]).encode(errors="surrogateescape")
+    return str(dumps(data["envelope"])).encode()
 
 
 # -- how

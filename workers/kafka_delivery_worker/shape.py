@@ -88,6 +88,8 @@ def forged(message: Any) -> Fault | None:
         message.properties["priority"] = None
     if is_deeper(headers, MAX_DEPTH) or is_deeper(message.properties, MAX_DEPTH):
         return Fault("invalid", f"its headers are nested more than {MAX_DEPTH} deep")
+    if is_too_large(message):
+        return Fault("invalid", f"its batch has more than {most_bytes()} bytes")
     try:
         body = message.decode()
     except MemoryError:
@@ -97,7 +99,7 @@ def forged(message: Any) -> Fault | None:
     # Celery's older form of a message is an object.
     if is_deeper(list(body) if isinstance(body, tuple) else body, MAX_DEPTH_OF_BODY):
         return Fault("invalid", f"its arguments are nested more than {MAX_DEPTH_OF_BODY} deep")
-    return _of_batch(message, body) if headers.get("task") == SEND_MANY else None
+    return _of_batch(body) if headers.get("task") == SEND_MANY else None
 
 
 def _of_body(error: type[BaseException]) -> Fault:
@@ -106,9 +108,12 @@ def _of_body(error: type[BaseException]) -> Fault:
     return Fault("undecodable", f"its body cannot be decompressed: {error.__name__}")
 
 
-def _of_batch(message: Any, body: Any) -> Fault | None:
-    if len(message.body) > most_bytes():
-        return Fault("invalid", f"its batch has more than {most_bytes()} bytes")
+def is_too_large(message: Any) -> bool:
+    """Whether it is a batch of more bytes than any caller's, which is not even decoded."""
+    return message.headers.get("task") == SEND_MANY and len(message.body) > most_bytes()
+
+
+def _of_batch(body: Any) -> Fault | None:
     args, kwargs = (body[0], body[1]) if isinstance(body, list | tuple) and len(body) == 3 else ((), {})
     given = [*(args if isinstance(args, list | tuple) else ()), *(kwargs.values() if isinstance(kwargs, dict) else ())]
     if any(map(is_too_many, given)):

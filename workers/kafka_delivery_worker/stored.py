@@ -7,6 +7,7 @@ lies, and can be discarded.
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Callable
 from typing import Any
 
@@ -126,8 +127,15 @@ def _is_message(data: Any) -> bool:
     return (
         type(data) is dict
         and _text_or_none(data.get("queue"))
-        and (_text(data.get("raw")) or type(data.get("envelope")) is dict)
+        and (_text(data.get("raw")) or _is_base64(data.get("base64")) or type(data.get("envelope")) is dict)
     )
+
+
+def _is_base64(text: Any) -> bool:
+    try:
+        return type(text) is str and b64decode(text, validate=True) is not None
+    except ValueError:
+        return False
 
 
 _CONTENTS: dict[str, Callable[[Any], bool]] = {"record": _is_record, "call": _is_call, "message": _is_message}

@@ -28,7 +28,7 @@ from kafka_delivery.tracing import passed_on
 from .. import broker
 from ..envelopes import written_by
 from ..logs import be_plain
-from ..parked_items import options_of
+from ..parked_items import as_it_lay, options_of
 from ..parking import DAMAGED, KINDS, Parked, ParkingStore, fingerprint
 from ..redrive import RedriveError, RunLock
 from .acting import AuditHandler, Pace, Rate, Signals, Topic, counted, progress
@@ -458,8 +458,7 @@ def _return_to_queue(store: ParkingStore, item: Parked, lock: RunLock) -> None:
         broker.put_back(queue, message)
         store.remove(item.id, item.parked_at_ms, lock)
         return
-    envelope = message["raw"].encode(errors="surrogateescape") if "raw" in message else dumps(message["envelope"])
-    if not store.send_back(item, [(queue, envelope)], lock):
+    if not store.send_back(item, [(queue, as_it_lay(message))], lock):
         raise LeftError(CHANGED)
 
 
