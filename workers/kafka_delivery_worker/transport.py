@@ -62,6 +62,9 @@ SHUT_S = 0.5
 RAMP_S = 0.02
 """How soon it looks again after an outage, when it holds as many messages as it may already."""
 
+SLOW_S = 3.0
+"""A Redis that answers within this time is slow, not away: also a short lease can be renewed there (seconds)."""
+
 OVERDUE_LOOK_S = 1.0
 """How often a worker looks whether an answer of Redis is overdue."""
 
@@ -75,9 +78,8 @@ PUBLISHERS_TAG = "publishers-tag"
 def process_lease() -> Lease:
     """The lease of this worker process."""
     s = settings.current()
-    redis = RedisClient(
-        s, min(s.worker_socket_timeout_s, s.lease_s / 3)
-    )  # a renewal that hangs must leave time for one
+    # A renewal that hangs must leave time for one.
+    redis = RedisClient(s, min(s.worker_socket_timeout_s, max(s.lease_s / 3, SLOW_S)))
     return Lease(
         lambda: redis.client,
         s.lease_s,
