@@ -124,7 +124,8 @@ class Master:
     def _ask(self, place: int) -> None:
         answer, fault = None, ""
         try:
-            state = self._sentinels[place].sentinel_masters().get(self.name)
+            masters: Any = self._sentinels[place].sentinel_masters()
+            state = masters.get(self.name)
             if state is not None and state["num-other-sentinels"] >= self.min_others:
                 down = state["is_sdown"] or state["is_odown"] or not state["is_master"]
                 master = None if down else (state["ip"], state["port"])
@@ -264,14 +265,14 @@ class GuardedSSLConnection(_Guarded, SentinelManagedSSLConnection):
     """With TLS."""
 
 
-class GuardedChannel(kombu_redis.SentinelChannel):
+class GuardedChannel(kombu_redis.SentinelChannel):  # type: ignore[misc]
     """Kombu's, with such connections."""
 
     connection_class = GuardedConnection
     connection_class_ssl = GuardedSSLConnection
 
 
-class Transport(kombu_redis.SentinelTransport):
+class Transport(kombu_redis.SentinelTransport):  # type: ignore[misc]
     """Kombu's transport for sentinel://, with such connections."""
 
     Channel = GuardedChannel

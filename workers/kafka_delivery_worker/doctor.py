@@ -243,7 +243,7 @@ def _redis(s: Settings, seen: set[str]) -> Iterator[Finding]:
     yield _clients(info)
     yield _replicas(info)
     yield _clock(client)
-    seen.update(topic for topic in counts.read(client, redis.prefix) if topic)
+    seen.update(topic for topic in counts.read(client, redis.prefix) if topic not in ("", counts.OTHER_TOPICS))
 
 
 def _config(client: Any) -> tuple[dict[str, str], ResponseError | None]:

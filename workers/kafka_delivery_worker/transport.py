@@ -533,10 +533,8 @@ class Transport(redis.Transport):
         super().register_with_event_loop(connection, loop)
         while self._timers:
             self._timers.pop().cancel()
-        self._timers += (
-            loop.call_repeatedly(SHUT_S, lambda: None),  # an idle event loop would not look at the gate
-            loop.call_repeatedly(OVERDUE_LOOK_S, self._give_up_overdue),
-        )
+        self._timers.append(loop.call_repeatedly(SHUT_S, lambda: None))  # an idle event loop would not look at the gate
+        self._timers.append(loop.call_repeatedly(OVERDUE_LOOK_S, self._give_up_overdue))
 
     def _give_up_overdue(self) -> None:
         for channel in tuple(self.cycle._channels):

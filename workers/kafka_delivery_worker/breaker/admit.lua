@@ -9,6 +9,9 @@ if s.state == 'half-open' then lose_probes(s) end
 local due = s.state == 'half-open' or s.till <= now
 if due and s.state == 'open' then change(s, 'half-open', 'its time is over') end
 local granted = due and redis.call('ZCARD', key(scope, 'p')) == 0
-if granted then redis.call('ZADD', key(scope, 'p'), now + lease, token) end
+if granted then
+  redis.call('ZADD', key(scope, 'p'), now + lease, token)
+  redis.call('PEXPIRE', key(scope, 'p'), KEEP)  -- of a topic that nobody sends to any more
+end
 if s.changed == 1 or granted then save(s) end
 return {granted and 'probe' or 'denied', view(s)}
