@@ -87,6 +87,7 @@ OF_CALLERS = {
     "IsolatedCelery.backend_cls": "",
     "IsolatedCelery._load_config": "self",
     "IsolatedCelery._after_fork": "self",
+    "OneTransport.switch": "self conn_str",
     "IsolatedAMQP.producer_pool": "self",
     "IsolatedAMQP._create_task_sender": "self",
     "Loader.read_configuration": "self env=",
@@ -140,6 +141,7 @@ CLASSES_OF_CALLERS = {
     for each in (
         celery_app.IsolatedCelery,
         celery_app.IsolatedAMQP,
+        celery_app.OneTransport,
         celery_app.Loader,
         base.DeliveryTask,
         type(send),

@@ -10,8 +10,7 @@ from typing import IO
 
 import redis
 
-from kafka_delivery_worker.embedded import free_port
-from servers import AnyRedis, RealRedis, _Server, have_real_redis, missing, wait_until
+from servers import AnyRedis, RealRedis, have_real_redis, missing, wait_until
 
 MASTER = "mymaster"
 
@@ -95,12 +94,12 @@ def guarded(directory: Path, *, down_after_ms: int = 2000) -> Iterator[Guarded]:
         second = started.enter_context(
             RealRedis(directory / "second", options={"replicaof": f"127.0.0.1 {first.port}"})
         )
+        replica = started.enter_context(redis.Redis(port=second.port, socket_timeout=1))
+        # Before there are Sentinels, which look for replicas every ten seconds only.
+        wait_until(lambda: replica.info("replication")["master_link_status"] == "up", 60, "a replica")
         sentinels = [
             started.enter_context(Sentinel(directory / f"s{n}", first.port, quorum=2, down_after_ms=down_after_ms))
             for n in range(3)
         ]
-        servers = Guarded(first, second, sentinels)
-        with servers.client(second) as replica:
-            wait_until(lambda: replica.info("replication")["master_link_status"] == "up", 60, "a replica")
         wait_until(lambda: all(one.knows(1, 3) for one in sentinels), 60, "Sentinels to know one another")
-        yield servers
+        yield Guarded(first, second, sentinels)

@@ -1,10 +1,10 @@
 """Who is master, for all connections of a process: one place asks the Sentinels, and says which server was given up.
 
 redis-py asks the Sentinels one after the other, each for as long as its timeout and its retries last, and each
-connection finds out for itself that its server has become silent. A frozen server would cost one timeout after another,
-and so would a frozen Sentinel. Here all Sentinels are asked at the same time. A worker asks them all the time. When they
-name another master, all connections to the old one are shut down, so that nobody waits for it any longer, and nobody
-goes on with it when it wakes up and still takes itself for the master.
+connection finds out for itself that its server has become silent. A frozen server would cost one timeout after
+another, and so would a frozen Sentinel. Here all Sentinels are asked at the same time. A worker asks them all the time.
+When they name another master, all connections to the old one are shut down, so that nobody waits for it any longer, and
+nobody goes on with it when it wakes up and still takes itself for the master.
 
 A server that is merely slow is never given up here: only the Sentinels decide.
 """
@@ -110,8 +110,8 @@ class Master:
         """What the Sentinels with the newest configuration say; several may disagree on whether it is down."""
         recent = [answer for answer in self._answers.values() if answer.at >= now - REMEMBERED_S]
         newest = max((answer.epoch for answer in recent), default=0)
-        latest = max((answer.at for answer in recent if answer.epoch == newest and answer.master), default=0.0)
-        return next((answer.master for answer in recent if answer.epoch == newest and answer.at == latest), None)
+        up = [answer for answer in recent if answer.epoch == newest and answer.master is not None]
+        return max(up, key=lambda answer: answer.at).master if up else None
 
     def _ask_all(self, now: float) -> None:
         for place in range(len(self._sentinels)):
@@ -124,7 +124,8 @@ class Master:
     def _ask(self, place: int) -> None:
         answer, fault = None, ""
         try:
-            state = self._sentinels[place].sentinel_masters().get(self.name)
+            masters: Any = self._sentinels[place].sentinel_masters()
+            state = masters.get(self.name)
             if state is not None and state["num-other-sentinels"] >= self.min_others:
                 down = state["is_sdown"] or state["is_odown"] or not state["is_master"]
                 master = None if down else (state["ip"], state["port"])
@@ -264,14 +265,14 @@ class GuardedSSLConnection(_Guarded, SentinelManagedSSLConnection):
     """With TLS."""
 
 
-class GuardedChannel(kombu_redis.SentinelChannel):
+class GuardedChannel(kombu_redis.SentinelChannel):  # type: ignore[misc]
     """Kombu's, with such connections."""
 
     connection_class = GuardedConnection
     connection_class_ssl = GuardedSSLConnection
 
 
-class Transport(kombu_redis.SentinelTransport):
+class Transport(kombu_redis.SentinelTransport):  # type: ignore[misc]
     """Kombu's transport for sentinel://, with such connections."""
 
     Channel = GuardedChannel

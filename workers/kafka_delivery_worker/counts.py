@@ -18,6 +18,12 @@ log = logging.getLogger("kafka_delivery.counts")
 
 OUTCOMES = ("delivered", "retried", "deferred", "dead-lettered", "parked")
 
+TOPICS = 2_000
+"""Topics that have counts of their own, in a process and in Redis: names without end must fill neither."""
+
+OTHER_TOPICS = "(other)"
+"""Under which all further topics are counted; no topic of Kafka's can have this name."""
+
 
 class Counts:
     """Counters of one process. Adding is cheap and safe from any thread; a killed process loses the last interval.
@@ -37,12 +43,20 @@ class Counts:
         self._unwritten: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._waiting: Counter[str] = Counter()
+        self._named: set[str] = set()
+        self._there: set[str] = set()
+        """Fields that are in Redis, as far as this process knows."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(self, outcome: str, topic: str, count: int = 1) -> None:
         """Count `count` records of `topic` that ended as `outcome`, one of OUTCOMES."""
         with self._lock:
+            if topic not in self._named:
+                if len(self._named) < TOPICS:
+                    self._named.add(topic)
+                else:
+                    topic = OTHER_TOPICS
             self._waiting[f"{outcome}:{topic}"] += count
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="kafka-delivery-counts", daemon=True)
@@ -68,6 +82,7 @@ class Counts:
         if not self._unwritten:
             return
         try:
+            self._make_room()
             with self._redis.client.pipeline(transaction=True) as pipe:
                 for field, count in self._unwritten.items():
                     pipe.hincrby(self._redis.prefix + COUNTS, field, count)
@@ -77,6 +92,27 @@ class Counts:
             log.warning("counts.not_written error=%s waiting=%d", type(error).__name__, len(self._unwritten))
         else:
             self._unwritten.clear()
+
+    def _make_room(self) -> None:
+        """Count what has no field in Redis yet under OTHER_TOPICS if there are too many fields already.
+
+        Raises:
+            redis.exceptions.RedisError: Redis cannot be reached.
+        """
+        new = [field for field in self._unwritten if field not in self._there]
+        if not new:
+            return
+        with self._redis.client.pipeline(transaction=False) as pipe:
+            pipe.hlen(self._redis.prefix + COUNTS)
+            pipe.hmget(self._redis.prefix + COUNTS, new)
+            fields, stored = pipe.execute()
+        for field, count in zip(new, stored, strict=True):
+            outcome, _, topic = field.partition(":")
+            if count is not None or fields < TOPICS * len(OUTCOMES) or topic == OTHER_TOPICS:
+                fields += count is None
+                self._there.add(field)
+            else:
+                self._unwritten[f"{outcome}:{OTHER_TOPICS}"] += self._unwritten.pop(field)
 
 
 def read(redis: Any, prefix: str = "") -> dict[str, dict[str, int]]:

@@ -246,7 +246,7 @@ def _redis(s: Settings, seen: set[str]) -> Iterator[Finding]:
     yield _replicas(info)
     yield _clock(client)
     yield from _unserved(s, redis)
-    seen.update(topic for topic in counts.read(client, redis.prefix) if topic)
+    seen.update(topic for topic in counts.read(client, redis.prefix) if topic not in ("", counts.OTHER_TOPICS))
 
 
 def _unserved(s: Settings, redis: RedisClient) -> Iterator[Finding]:

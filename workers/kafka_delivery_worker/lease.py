@@ -19,6 +19,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, NamedTuple
 
 from kombu.exceptions import KombuError
@@ -359,7 +360,7 @@ class Lease:
         every = self.milliseconds / 3000
         fault = ""
         while True:
-            wait = every
+            wait, began = every, monotonic()
             try:
                 wait = min(every, self.renew().soonest_s)
                 self.park_poison()
@@ -368,7 +369,8 @@ class Lease:
                 if type(error).__name__ != fault:  # said once for each outage, not every ten seconds
                     fault = type(error).__name__
                     log.warning("lease.not_renewed error=%s", fault)
-            if self._stop.wait(min(every, 1.0) if fault else wait):
+            # Where Redis is slow, the time that it took is a part of the pause, or a short lease would run out.
+            if self._stop.wait(min(every, 1.0) if fault else max(0.0, wait - (monotonic() - began))):
                 return
 
     def renew(self) -> Renewed:

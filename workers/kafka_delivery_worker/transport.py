@@ -62,6 +62,9 @@ SHUT_S = 0.5
 RAMP_S = 0.02
 """How soon it looks again after an outage, when it holds as many messages as it may already."""
 
+SLOW_S = 3.0
+"""A Redis that answers within this time is slow, not away: also a short lease can be renewed there (seconds)."""
+
 OVERDUE_LOOK_S = 1.0
 """How often a worker looks whether an answer of Redis is overdue."""
 
@@ -78,9 +81,8 @@ PUBLISHERS_TAG = "publishers-tag"
 def process_lease() -> Lease:
     """The lease of this worker process."""
     s = settings.current()
-    redis = RedisClient(
-        s, min(s.worker_socket_timeout_s, s.lease_s / 3)
-    )  # a renewal that hangs must leave time for one
+    # A renewal that hangs must leave time for one.
+    redis = RedisClient(s, min(s.worker_socket_timeout_s, max(s.lease_s / 3, SLOW_S)))
     return Lease(
         lambda: redis.client,
         s.lease_s,
@@ -557,10 +559,8 @@ class Transport(redis.Transport):
         super().register_with_event_loop(connection, loop)
         while self._timers:
             self._timers.pop().cancel()
-        self._timers += (
-            loop.call_repeatedly(SHUT_S, lambda: None),  # an idle event loop would not look at the gate
-            loop.call_repeatedly(OVERDUE_LOOK_S, self._give_up_overdue),
-        )
+        self._timers.append(loop.call_repeatedly(SHUT_S, lambda: None))  # an idle event loop would not look at the gate
+        self._timers.append(loop.call_repeatedly(OVERDUE_LOOK_S, self._give_up_overdue))
 
     def _give_up_overdue(self) -> None:
         for channel in tuple(self.cycle._channels):

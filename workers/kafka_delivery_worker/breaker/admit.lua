@@ -12,6 +12,7 @@ if due and s.state == 'open' then change(s, 'half-open', 'its time is over') end
 local granted = due and redis.call('ZCARD', key(scope, 'p')) == 0
 if granted then
   redis.call('ZADD', key(scope, 'p'), now + lease, token)
+  redis.call('PEXPIRE', key(scope, 'p'), KEEP)  -- of a topic that nobody sends to any more
   s.probe, s.probe_at, s.probe_ms = token, now, lease
 end
 if s.changed == 1 or s.moved or granted then save(s) end
