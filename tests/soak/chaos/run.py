@@ -393,6 +393,7 @@ def system(options: Options, reporter: Reporter, directory: Path) -> Iterator[Sy
         zoo_ = beside.submit(zoo, big=True)  # takes seconds, as Kafka's start does
         for topic in (TOPIC, *account.DEAD_LETTER_TOPICS):
             kafka.create_topic(topic)
+            elsewhere.create_topic(topic)  # so that it would take what is sent there
         files = Files(directory, authority)
         secured = {"BOOTSTRAP_SERVERS": kafka.tls_servers, "PRODUCER": json.dumps(files.properties)}
         stack = Stack(server.url, kafka, SETTINGS | secured | (STOCK if options.stock else LEASED))
