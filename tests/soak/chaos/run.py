@@ -298,7 +298,7 @@ class System:
         )
 
     def park_some(self) -> None:
-        """Operators are to have something to do from the beginning; what is sent now takes half a minute to be parked."""
+        """Operators are to have something to do from the beginning; what is sent now is parked in half a minute."""
         self.others += account.park(self.stack.redis, EARLIER)
 
     def chaos(self) -> None:
