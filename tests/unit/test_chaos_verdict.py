@@ -250,7 +250,7 @@ class Log:
         text = {"scope": scope, "from": before, "to": after, "why": "silence", "by": "w0", "trips": "1", "epoch": "2"}
         self.entries.append((entry, {name.encode(): value.encode() for name, value in text.items()}))
 
-    def xrange(self, name: str, min: str) -> list[tuple[bytes, dict[bytes, bytes]]]:  # noqa: A002  # redis-py's
+    def xrange(self, name: str, min: str) -> list[tuple[bytes, dict[bytes, bytes]]]:  # as in redis-py
         assert name == "kafka-delivery:cb:1:{default}:log"
         after = min.removeprefix("(").encode()
         return [one for one in self.entries if min == "-" or one[0] > after]
