@@ -296,6 +296,7 @@ class System:
         wait_until(
             lambda: self.accepted > 0 and self.idle_workers() == 0, START_S, "no sends accepted, or workers that idle"
         )
+        self.zoo.result(START_S)
 
     def park_some(self) -> None:
         """Operators are to have something to do from the beginning; what is sent now is parked in half a minute."""
