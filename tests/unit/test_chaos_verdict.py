@@ -10,11 +10,11 @@ import random
 import signal
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from kafka_delivery.circuits import CLOSED, HALF_OPEN
+from kafka_delivery.circuits import CLOSED, HALF_OPEN, OPEN
 from kafka_delivery.names import CLUSTER_SCOPE, QUEUE, REDRIVE_COUNT, TOPIC_SCOPE
 from servers import Consumed
 from soak.chaos import foreign, plan
@@ -36,7 +36,7 @@ from soak.chaos.application import (
     Sent,
     digest,
 )
-from soak.chaos.circuits import AFTERWARDS_S, Opening, Outage, well_s
+from soak.chaos.circuits import AFTERWARDS_S, History, Opening, Outage, well_s
 from soak.chaos.foreign import Foreign, mark_in, marked
 from soak.chaos.operators import Ran
 from soak.chaos.processes import Exit, Joined
@@ -238,6 +238,38 @@ def test_outages_that_touch_count_once() -> None:
     assert well_s(0, 100, [Outage(10, 20)]) == 90 - AFTERWARDS_S
     assert well_s(0, 100, [Outage(22, 25), Outage(10, 20)]) == 85 - AFTERWARDS_S
     assert well_s(0, 100, [Outage(95, 130)]) == 95
+
+
+class Log:
+    """A stream in Redis, as a client reads it."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[bytes, dict[bytes, bytes]]] = []
+
+    def add(self, entry: bytes, scope: str, before: str, after: str) -> None:
+        text = {"scope": scope, "from": before, "to": after, "why": "silence", "by": "w0", "trips": "1", "epoch": "2"}
+        self.entries.append((entry, {name.encode(): value.encode() for name, value in text.items()}))
+
+    def xrange(self, name: str, min: str) -> list[tuple[bytes, dict[bytes, bytes]]]:  # as in redis-py
+        assert name == "kafka-delivery:cb:1:{default}:log"
+        after = min.removeprefix("(").encode()
+        return [one for one in self.entries if min == "-" or one[0] > after]
+
+
+def test_each_opening_in_redis_is_read_once() -> None:
+    log = Log()
+    history = History(cast(Any, log))
+    log.add(b"1700000000500-0", CLUSTER_SCOPE, CLOSED, OPEN)
+    log.add(b"1700000001500-0", CLUSTER_SCOPE, OPEN, HALF_OPEN)
+    history.read()
+    history.read()
+    log.add(b"1700000002500-0", TOPIC_SCOPE + TOPIC, HALF_OPEN, OPEN)
+    log.add(b"1700000003500-0", CLUSTER_SCOPE, HALF_OPEN, CLOSED)
+    history.read()
+    assert history.openings == [
+        Opening(1_700_000_000.5, CLUSTER_SCOPE, CLOSED, "silence", "w0"),
+        Opening(1_700_000_002.5, TOPIC_SCOPE + TOPIC, HALF_OPEN, "silence", "w0"),
+    ]
 
 
 # -- strangers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,18 +14,22 @@ import redis
 from confluent_kafka.admin import AdminClient
 from rich.table import Table
 
+from kafka_delivery import Record
 from kafka_delivery.dead_letters import TASK_ID_SUFFIX
 from kafka_delivery.names import PARKED, QUEUE, REDRIVE_COUNT
+from kafka_delivery_worker.parked_items import Reason, of_record
 from kafka_delivery_worker.parking import ParkingStore
 from servers import Consumed, read_all
 from stack import Stack, leftovers, message_id
 
 from . import foreign
-from .application import BATCH, DEAD_LETTERED, DELIVERED, IS_PARKED, MISSING, TOPIC, digest
+from .application import BATCH, DEAD_LETTERED, DELIVERED, IS_PARKED, MISSING, NOWHERE, TOPIC, UNWANTED, digest
 from .foreign import mark_in
 from .trail import task_id_of
 
 DEAD_LETTER_TOPICS = (f"{TOPIC}-dlq", f"{MISSING}-dlq")
+
+PARKED_BEFORE = "parked before"
 
 READ_S = 120
 
@@ -149,16 +154,16 @@ def read_report(path: Path) -> tuple[dict[str, Accepted], dict[str, Any]]:
     return {line["id"]: Accepted(**line) for line in lines if "id" in line}, lines[-1]
 
 
-def take(stack: Stack, report: Path, strangers: Iterable[Accepted], discarded: set[str], elsewhere: str) -> Account:
+def take(stack: Stack, report: Path, others: Iterable[Accepted], discarded: set[str], elsewhere: str) -> Account:
     """Read all topics and the parking store, by an independent consumer, and compare.
 
     Args:
-        strangers: messages that nobody of ours has written.
+        others: what the application has not sent: by strangers, or parked before.
         discarded: ids of parked items that operators have discarded.
         elsewhere: bootstrap servers of another Kafka, in which there is to be nothing; "" where there is none.
     """
     accepted, last = read_report(report)
-    accepted |= {one.id: one for one in strangers}
+    accepted |= {one.id: one for one in others}
     read = read_all(stack.kafka.bootstrap_servers, (TOPIC, *DEAD_LETTER_TOPICS), timeout=READ_S)
     digests: dict[str, set[str]] = defaultdict(set)
     redriven: Counter[str] = Counter()
@@ -225,10 +230,16 @@ def _messages(client: redis.Redis, key: str) -> Iterable[bytes]:
     return found
 
 
-def parked(client: redis.Redis) -> int:
-    """How much is parked."""
-    count: Any = client.hlen(PARKED)
-    return int(count)
+def park(client: redis.Redis, count: int) -> list[Accepted]:
+    """Park so many records of each topic that does not exist; what is due of each."""
+    why = Reason(kind="dead-letter", error_class="PermanentError", error_message="sent before the run")
+    records = [
+        Record(topic, "w" * 100, message_id=f"{topic}-{number:03}")
+        for topic in (NOWHERE, UNWANTED)
+        for number in range(count)
+    ]
+    ParkingStore(client).park_all([of_record(record, why) for record in records])
+    return [Accepted(record.id, PARKED_BEFORE, record.id, time.time(), 1, IS_PARKED) for record in records]
 
 
 def nested(client: redis.Redis, count: int) -> int:

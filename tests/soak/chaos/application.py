@@ -58,9 +58,6 @@ HEADERS: tuple[list[tuple[str, str | bytes | None]], ...] = (
 )
 """Some records have none. Tracers turn such into a dictionary, or drop what has no value."""
 
-FIRST = 30
-"""So many of each kind that fails come first: operators are to have something to do from the beginning."""
-
 BURST_OF_ALL = 10
 """In a burst each of so many is a call of any kind."""
 
@@ -134,9 +131,6 @@ class Application:
     results: deque[AsyncResult] = field(default_factory=deque)
 
     def run(self) -> None:
-        for kind in (DEAD, PARKED, DISCARDABLE):
-            for _ in range(FIRST):
-                self._attempt(self._call(kind))
         next_at = time.monotonic()
         while not self.ended:
             next_at = max(next_at + 1 / self.rate, time.monotonic() - 1)

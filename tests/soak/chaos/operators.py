@@ -25,6 +25,8 @@ FAR_S = 0.03
 
 IN_THE_MIDDLE_S = 15
 """Longest wait for a command to have begun. Redis or Kafka may be away meanwhile."""
+TRIES = 5
+"""So often a command is started that ends before it has done anything: Redis refuses it, say."""
 SENDS_S = 1.0
 ENDS_S = 60
 """Longest wait for one to end after the freeze."""
@@ -142,24 +144,31 @@ class Operators:
     def freeze(self, kind: str, hold_s: float) -> None:
         """Stop a command in the middle, let another one do the same, and let the first one go on.
 
-        One that ends before, since there is nothing to do, or no Redis, is only noted.
+        One that ends before, since there is nothing to do, or no Redis, is started again.
         """
         with Proxy(self._port) as far:
             far.slow(FAR_S)
-            first = self._start(COMMANDS[kind], far.redis_url)
-            caught = False
-            try:
-                caught = self._in_the_middle(first, kind)
-                if first.process.poll() is not None:
-                    caught = False
+            for _ in range(TRIES):
+                if self._freeze(kind, hold_s, far) or self._abort.is_set():
                     return
-                first.process.send_signal(signal.SIGSTOP)
-                self._abort.wait(hold_s)
-                second = self._start(COMMANDS[kind], far.redis_url)
-                self._note(kind, second, second.end(ENDS_S), caught=False)
-            finally:
-                first.process.send_signal(signal.SIGCONT)
-                self._note(kind, first, first.end(ENDS_S), caught)
+
+    def _freeze(self, kind: str, hold_s: float, far: Proxy) -> bool:
+        """Do that once; False if the command ended before it could be stopped."""
+        first = self._start(COMMANDS[kind], far.redis_url)
+        caught = False
+        try:
+            begun = self._in_the_middle(first, kind)
+            first.process.send_signal(signal.SIGSTOP)
+            if first.process.poll() is not None:
+                return False
+            caught = begun
+            self._abort.wait(hold_s)
+            second = self._start(COMMANDS[kind], far.redis_url)
+            self._note(kind, second, second.end(ENDS_S), caught=False)
+            return True
+        finally:
+            first.process.send_signal(signal.SIGCONT)
+            self._note(kind, first, first.end(ENDS_S), caught)
 
     def look(self, redis_url: str) -> None:
         """Run what an operator looks with."""

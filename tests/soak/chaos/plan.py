@@ -89,7 +89,8 @@ CLIENTS_PAUSE = (6, 14)
 KAFKA_PAUSE = (12, 20)
 NETWORK_PAUSE = (1, 4)
 FOREIGN_PAUSE = (3, 8)
-OPERATORS_PAUSE = (8, 10)
+OPERATORS_PAUSE = (6, 9)
+DEAD_LETTERS_PAUSE = (14, 20)
 JOINER_PAUSE = (8, 20)
 """Seconds between two faults of a lane in a run of a minute, in which every kind has to have its turn."""
 
@@ -146,7 +147,7 @@ LANES = (
     *BOTH,
     Lane("strangers", FOREIGN_FAULTS, FOREIGN_PAUSE),
     Lane("parking store", PARKED_FAULTS, OPERATORS_PAUSE),
-    Lane("dead letters", DEAD_LETTER_FAULTS, OPERATORS_PAUSE),
+    Lane("dead letters", DEAD_LETTER_FAULTS, DEAD_LETTERS_PAUSE),
     Lane("joiner", JOINER_FAULTS, JOINER_PAUSE),
 )
 """They come beside each other, so that all may be hit at once."""
