@@ -13,7 +13,7 @@ import redis
 
 from kafka_delivery_worker import task_ids
 from kafka_delivery_worker.lease import script
-from kafka_delivery_worker.parked_items import Reason, _printable, of_raw
+from kafka_delivery_worker.parked_items import Reason, printable, of_raw
 from kafka_delivery_worker.redrive.done import _script
 
 EVERYTHING = 1_000_000
@@ -77,7 +77,7 @@ class TestFronts:
         assert task_ids.id_in(item.encode()) == task_id
         poison = Reason(kind="poison", error_class="WorkerLost", error_message="m")
         parked = of_raw("q", item, poison, apart=False)[0].id
-        assert parked == _printable(task_id) if task_id else parked.startswith("poison-")
+        assert parked == printable(task_id) if task_id else parked.startswith("poison-")
 
 
 class TestRelease:

@@ -12,7 +12,7 @@ from kafka_delivery.circuits import CLOSED, OPEN
 from kafka_delivery.disposition import Circuit
 from kafka_delivery.names import PAUSED
 from kafka_delivery_worker import standstill
-from kafka_delivery_worker.breaker import DOWN_S
+from kafka_delivery_worker.breaker.stall import DOWN_S
 from kafka_delivery_worker.standstill import FAILURES, MAKING, NO_ANSWER
 
 
