@@ -386,6 +386,7 @@ class TestWhatIsLeft:
         assert not fleet.client.exists(names.DEATHS)
         assert 0 < fleet.client.pttl(names.LEASES_ENDED) <= 4 * LEASE_S * 1000, "by Redis's own clock"
         assert not list(fleet.client.scan_iter(names.HELD + "*"))
+        fleet.client.hset(names.LEASES_BEGAN, "of an older version", "1:1")
         keeper.lease._reap("keeper", died=False)
         assert not fleet.client.exists(names.LEASES, names.LEASES_BEGAN)
 
