@@ -73,6 +73,7 @@ TARGETS = (
     Target(WORKER + "park.lua", PARKING, prelude=ROOM),
     Target(WORKER + "taken.lua", PARKING, prelude=ROOM),
     Target(WORKER + "unpark.lua", PARKING, prelude=ROOM),
+    Target(WORKER + "drop.lua", (*PARKING, "integration/test_damaged.py"), prelude=ROOM),
     Target(WORKER + "send_back.lua", PARKING, prelude=ROOM),
     Target(CIRCUIT, CIRCUITS),
     Target(WORKER + "breaker/report.lua", CIRCUITS, prelude=CIRCUIT),

@@ -125,7 +125,7 @@ class Lane:
             or not headers.get("ignore_result")
             or headers.get("expires")
             or headers.get("stamped_headers")
-            or not is_count(headers.get("retries", 0))
+            or not (headers.get("retries") is None or is_count(headers["retries"]))
             or headers.get("shadow")
             or headers["id"] in state.revoked
             or message.content_type != "application/json"
