@@ -221,7 +221,7 @@ def _parked(stack: Stack, accepted: Iterable[Accepted]) -> dict[str, set[str]]:
 
 
 def mark_of(stored: bytes) -> str:
-    """The mark of a message by a stranger in a parked item, "" without one. Bytes that are no text lie there as base64."""
+    """The mark in a parked item, "" without one. Bytes that are no text lie there as base64."""
     if mark := mark_in(stored):
         return mark
     data = json.loads(json.loads(stored)["data"]) if b"base64" in stored else None
