@@ -8,6 +8,7 @@ import io
 import json
 import random
 import signal
+from base64 import b64encode
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from kafka_delivery.circuits import CLOSED, HALF_OPEN, OPEN
 from kafka_delivery.names import CLUSTER_SCOPE, QUEUE, REDRIVE_COUNT, TOPIC_SCOPE
 from servers import Consumed
 from soak.chaos import foreign, plan
-from soak.chaos.account import Accepted, Account, _is_redriven, read_report
+from soak.chaos.account import Accepted, Account, _is_redriven, mark_of, read_report
 from soak.chaos.application import (
     CHAIN,
     DEAD,
@@ -302,6 +303,14 @@ def test_a_mark_leaves_the_rest_as_it_was() -> None:
     assert marked(b"", "stranger-000001") == b"stranger-000001"
     assert marked(b'{"a": {"id": "stranger x"}}', "m") == b'{"mark":"m","a": {"id": "m x"}}'
     assert marked(b"{no object", "m") == b"{no objectm"
+
+
+@pytest.mark.parametrize("data", ["no message stranger-000007", {"base64": b64encode(b"\0stranger-000007").decode()}])
+def test_a_mark_is_found_in_what_is_parked(data: Any) -> None:
+    """Also where the store keeps bytes that are no text."""
+    assert mark_of(json.dumps({"id": "garbage-1", "kind": "undecodable", "data": json.dumps(data)}).encode())
+    record = json.dumps({"id": "m1", "kind": "expired", "data": json.dumps([1, "default", "base64", "stranger"])})
+    assert mark_of(record.encode()) == ""
 
 
 def test_a_compact_send_is_one_without_a_space() -> None:

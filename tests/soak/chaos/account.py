@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b64decode
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -211,12 +212,21 @@ def _parked(stack: Stack, accepted: Iterable[Accepted]) -> dict[str, set[str]]:
     parked: dict[str, set[str]] = defaultdict(set)
     store = ParkingStore(stack.redis)
     for item_id, stored in stack.redis.hscan_iter(PARKED, count=100):
-        if mark := mark_in(item_id) or mark_in(stored):
+        if mark := mark_in(item_id) or mark_of(stored):
             parked[json.loads(stored)["kind"]].add(mark)
         elif item := store.get(item_id.decode()):
             task_id = item.message_id.removesuffix(TASK_ID_SUFFIX)
             parked[item.kind] |= {task_id} if item.content == "record" else members.get(task_id, {task_id})
     return dict(parked)
+
+
+def mark_of(stored: bytes) -> str:
+    """The mark in a parked item, "" without one. Bytes that are no text lie there as base64."""
+    if mark := mark_in(stored):
+        return mark
+    data = json.loads(json.loads(stored)["data"]) if b"base64" in stored else None
+    encoded = data.get("base64") if isinstance(data, dict) else None
+    return mark_in(b64decode(encoded)) if isinstance(encoded, str) else ""
 
 
 def _messages(client: redis.Redis, key: str) -> Iterable[bytes]:
