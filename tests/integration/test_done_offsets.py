@@ -11,7 +11,8 @@ import redis
 from kafka_delivery.names import AUDIT, REDRIVE
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
-from kafka_delivery_worker.redrive.done import SEGMENT, DoneOffsets, RedriveError, RunLock, history, ranges
+from kafka_delivery_worker.redrive.done import SEGMENT, DoneOffsets, history, ranges
+from kafka_delivery_worker.run_lock import NotAloneError, RunLock
 from servers import wait_until
 
 TOPIC = "orders-dlq"
@@ -41,9 +42,9 @@ def test_marks_are_found_again(client: RedisClient) -> None:
 def test_what_the_groups_offset_has_passed_is_dropped(client: RedisClient, redis_client: redis.Redis) -> None:
     done = DoneOffsets(client, TOPIC)
     with RunLock(client, TOPIC) as lock:
-        done.begin("id", {0: 0, 1: 0}, [])
+        done.begin(lock, "id", {0: 0, 1: 0}, [])
         done.mark(lock, [(0, n * SEGMENT + 1) for n in range(4)] + [(1, 1)])
-        done.settle({0: 0, 1: 0}, {0: 2 * SEGMENT + 10})
+        done.settle(lock, {0: 0, 1: 0}, {0: 2 * SEGMENT + 10})
     keys = {key.decode().removeprefix(REDRIVE + TOPIC) for key in redis_client.scan_iter(REDRIVE + "*")}
     assert keys == {"", ":0:2", ":0:3", ":1:0"}
     assert done.floors() == ("id", {0: 2 * SEGMENT + 10, 1: 0})
@@ -54,7 +55,7 @@ def test_a_partition_is_forgotten_alone(client: RedisClient) -> None:
     done = DoneOffsets(client, TOPIC)
     with RunLock(client, TOPIC) as lock:
         done.mark(lock, [(0, 1), (1, 1), (10, 1)])
-        done.begin("id", {0: 0, 1: 0, 10: 0}, [1])
+        done.begin(lock, "id", {0: 0, 1: 0, 10: 0}, [1])
     again = DoneOffsets(client, TOPIC)
     assert [again.is_done(partition, 1) for partition in (0, 1, 10)] == [True, False, True]
 
@@ -72,7 +73,7 @@ def test_one_runs_and_the_other_is_told_who(client: RedisClient) -> None:
             with lock:
                 won.append(lock)
                 wait_until(lambda: len(refused) == 15, 60, "the others to be refused")
-        except RedriveError as error:
+        except NotAloneError as error:
             refused.append(str(error))
 
     threads = [threading.Thread(target=want) for _ in range(16)]
@@ -110,9 +111,9 @@ def test_who_lost_the_lock_marks_nothing(client: RedisClient, redis_client: redi
     with RunLock(client, TOPIC, lock_s=60) as lost:
         redis_client.delete(lost.key)
         with RunLock(client, TOPIC) as other:
-            with pytest.raises(RedriveError, match="run it again"):
+            with pytest.raises(NotAloneError, match="run it again"):
                 done.mark(lost, [(0, 1)], {"verb": "discarded"})
-            with pytest.raises(RedriveError):
+            with pytest.raises(NotAloneError):
                 done.check(lost)
             done.check(other)
             assert redis_client.get(other.key) == other.token.encode()
@@ -124,7 +125,7 @@ def test_who_lost_the_lock_does_not_release_the_others(client: RedisClient, redi
     with RunLock(client, TOPIC, lock_s=60) as lost:
         redis_client.set(lost.key, json.dumps({"host": "h", "pid": 1, "user": "u", "since": "s", "newer": 1}))
     assert redis_client.exists(lost.key)
-    with pytest.raises(RedriveError, match=r"u@h, process 1, since s"), RunLock(client, TOPIC):
+    with pytest.raises(NotAloneError, match=r"u@h, process 1, since s"), RunLock(client, TOPIC):
         pass
 
 

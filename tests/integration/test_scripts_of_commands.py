@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from kafka_delivery_worker.lease import script
-from kafka_delivery_worker.redrive.done import _script
+from kafka_delivery_worker.redrive.done import script as redrive_script
 
 EVERYTHING = 1_000_000
 
@@ -169,7 +169,7 @@ class TestMark:
 
     def mark(self, token: str, entry: str, **bits: int) -> int:
         keys = ["lock", "audit", *bits]
-        return int(self.client.eval(_script("mark"), len(keys), *keys, token, entry, 100, *bits.values()))
+        return int(self.client.eval(redrive_script("mark"), len(keys), *keys, token, entry, 100, *bits.values()))
 
     def test_each_bit_is_set_in_its_own_map(self) -> None:
         assert self.mark("mine", "", one=3, two=9) == 1

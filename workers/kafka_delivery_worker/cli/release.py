@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kafka_delivery import settings
-from kafka_delivery.names import DELAYED, HELD, WAITING
+from kafka_delivery.names import DELAYED, HELD, RELEASE_LOCK, WAITING
 from kafka_delivery.redis_client import RedisClient
 
 from ..lease import Lease, script
+from ..run_lock import RunLock
 from .output import json_option, print_json
 
 AT_ONCE = 500
@@ -32,10 +33,11 @@ def command(as_json: bool) -> None:
     s = settings.current()
     redis = RedisClient(s)
     client, prefix = redis.client, redis.prefix
-    held, running = _release_held(client, prefix, s.lease_s)
-    # A worker that runs would take them back at once.
-    delayed = 0 if running else _release_delayed(client, prefix)
-    aside = 0 if running else _release_put_aside(client, prefix)
+    with RunLock(redis, "the release", key=RELEASE_LOCK, command="release") as lock:
+        held, running = _release_held(client, prefix, s.lease_s)
+        # A worker that runs would take them back at once.
+        delayed = 0 if running else _release_delayed(client, prefix, lock)
+        aside = 0 if running else _release_put_aside(client, prefix, lock)
     if as_json:
         print_json({"delayed": delayed, "put_aside": aside, "still_held": held, "still_running": running})
     else:
@@ -68,24 +70,33 @@ def _release_held(client: Any, prefix: str, lease_s: float) -> tuple[int, int]:
         lease.stop()
 
 
-def _release_put_aside(client: Any, prefix: str) -> int:
+def _release_put_aside(client: Any, prefix: str, lock: RunLock) -> int:
     """To the front of the queues, in order: it is older than what is there."""
-    released = 0
     registry = prefix + WAITING
+    moved = 0
     for member in client.smembers(registry):
-        name = f"{registry}:{member.decode()}"
-        queue = prefix + member.decode().partition(":")[2]
-        while client.lmove(name, queue, "LEFT", "RIGHT") is not None:
-            released += 1
-        client.srem(registry, member)
-    return released
+        name = member.decode()
+        moved += _move(client, lock, f"{registry}:{name}", prefix + name.partition(":")[2], registry, member)
+    return moved
 
 
-def _release_delayed(client: Any, prefix: str) -> int:
-    released = 0
+def _release_delayed(client: Any, prefix: str, lock: RunLock) -> int:
+    """To the ends of the queues, the soonest first."""
     start = f"{prefix}{DELAYED}"
-    for key in client.scan_iter(f"{start}*"):
-        name = key.decode()
-        while moved := client.eval(script("release"), 2, name, prefix + name[len(start) :], AT_ONCE):
-            released += moved
-    return released
+    names = [key.decode() for key in client.scan_iter(f"{start}*")]
+    return sum(_move(client, lock, name, prefix + name[len(start) :]) for name in names)
+
+
+def _move(client: Any, lock: RunLock, source: str, target: str, registry: str = "", member: bytes = b"") -> int:
+    """How many were moved, in steps that each compare the lock.
+
+    Raises:
+        NotAloneError: the lock is lost; nothing more is moved.
+    """
+    keys = [lock.key, source, target, *filter(None, [registry])]
+    moved = 0
+    while some := client.eval(script("release"), len(keys), *keys, lock.token, AT_ONCE, member):
+        if some < 0:
+            raise lock.lost()
+        moved += some
+    return moved
