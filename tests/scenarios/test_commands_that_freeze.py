@@ -101,12 +101,12 @@ LETTERS = ("dead-letters", "redrive", "TOPIC", "--yes")
 LETTERS_DISCARD = ("dead-letters", "discard", "TOPIC", "--all", "--yes", *REASON)
 
 CASES = {
-    "parked redrive, parked redrive": Case(PARKED, PARKED),
-    "parked redrive, parked discard": Case(PARKED, PARKED_DISCARD),
-    "parked discard, parked redrive": Case(PARKED_DISCARD, PARKED),
-    "redrive, redrive": Case(LETTERS, LETTERS, parked=False, at_once=False),
-    "redrive, discard": Case(LETTERS, LETTERS_DISCARD, parked=False, at_once=False),
-    "redrive of whole ones, parked redrive": Case(LETTERS, PARKED, at_once=False),
+    "parked redrive while parked redrive": Case(PARKED, PARKED),
+    "parked redrive while parked discard": Case(PARKED, PARKED_DISCARD),
+    "parked discard while parked redrive": Case(PARKED_DISCARD, PARKED),
+    "redrive while redrive": Case(LETTERS, LETTERS, parked=False, at_once=False),
+    "redrive while discard": Case(LETTERS, LETTERS_DISCARD, parked=False, at_once=False),
+    "redrive of whole ones while parked redrive": Case(LETTERS, PARKED, at_once=False),
 }
 
 

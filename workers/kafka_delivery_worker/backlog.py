@@ -62,10 +62,14 @@ def read(redis: RedisClient) -> Backlog:
 
 def _in_redis(redis: RedisClient) -> Backlog:
     prefix = redis.prefix
-    aside = sorted(member.decode() for member in redis.client.smembers(prefix + WAITING))
-    owners = [owner.decode() for owner in redis.client.zrange(prefix + LEASES, 0, -1)]
+    with redis.client.pipeline(transaction=False) as pipe:  # one round trip
+        pipe.smembers(prefix + WAITING)
+        pipe.zrange(prefix + LEASES, 0, -1)
+        pipe.time()
+        members, leases, (seconds, microseconds) = pipe.execute()
+    aside = sorted(member.decode() for member in members)
+    owners = [owner.decode() for owner in leases]
     fronts = [*LISTS, *(f"{WAITING}:{member}" for member in aside)]
-    seconds, microseconds = redis.client.time()
     now_ms = seconds * 1000 + microseconds // 1000
     with redis.client.pipeline(transaction=True) as pipe:  # at one moment: what moves meanwhile is counted once
         for name in LISTS:

@@ -284,7 +284,7 @@ class Redrive:
         self._backlog.done.check(self._lock)  # a process that was stopped for a while may have lost it
         if self._flying:
             flying = list(self._flying.values())
-            stored = app.backend.mget([sent.key for sent in flying])
+            stored = self._redis.client.mget([sent.key for sent in flying])
             ended = [sent for sent, meta in zip(flying, stored, strict=True) if meta and self._ends(meta)]
             ended += self._parked_on_the_way([sent for sent in flying if sent not in ended and now - sent.at > LOST_S])
             if ended:
