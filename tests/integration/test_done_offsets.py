@@ -115,9 +115,14 @@ def test_who_lost_the_lock_marks_nothing(client: RedisClient, redis_client: redi
                 done.mark(lost, [(0, 1)], {"verb": "discarded"})
             with pytest.raises(NotAloneError):
                 done.check(lost)
+            with pytest.raises(NotAloneError):
+                done.begin(lost, "id", {0: 0}, [0])
+            with pytest.raises(NotAloneError):
+                done.settle(lost, {0: 0}, {0: 5})
             done.check(other)
             assert redis_client.get(other.key) == other.token.encode()
     assert not done.is_done(0, 1)
+    assert done.floors() == ("", {})
     assert not redis_client.exists(AUDIT)
 
 
@@ -127,6 +132,41 @@ def test_who_lost_the_lock_does_not_release_the_others(client: RedisClient, redi
     assert redis_client.exists(lost.key)
     with pytest.raises(NotAloneError, match=r"u@h, process 1, since s"), RunLock(client, TOPIC):
         pass
+
+
+def test_who_is_refused_is_told_who_holds_it_since_when_and_until_when(client: RedisClient) -> None:
+    lock, other = RunLock(client, TOPIC, command="dead-letters redrive"), RunLock(client, TOPIC)
+    with lock, pytest.raises(NotAloneError) as refused, other:
+        pass
+    assert str(refused.value).startswith(
+        f"{TOPIC} is being worked on by {lock.runner.user}@{lock.runner.host}, process {lock.runner.pid}, "
+        f"since {lock.runner.since} (kafka-delivery dead-letters redrive). Its lock ends in "
+    )
+
+
+@pytest.mark.parametrize("holder", [b"\xff", b"{}", b"[1]", b"7", b"text"])
+def test_a_lock_that_is_none_of_ours_is_refused_without_a_name(
+    client: RedisClient, redis_client: redis.Redis, holder: bytes
+) -> None:
+    lock = RunLock(client, TOPIC)
+    redis_client.set(lock.key, holder, px=60_000)
+    with pytest.raises(NotAloneError, match=r"nothing says by whom; its lock ends in [1-6][0-9]? s"), lock:
+        pass
+    redis_client.persist(lock.key)
+    with pytest.raises(NotAloneError, match=rf"its lock ends never: delete {lock.key} in Redis"), lock:
+        pass
+
+
+@pytest.mark.parametrize("left_ms", [3_600_000, None])
+def test_a_dead_ones_lock_ends_although_redis_clock_went_back(
+    client: RedisClient, redis_client: redis.Redis, left_ms: int | None
+) -> None:
+    """It had ten seconds; they look like an hour by a clock that went back by an hour, or the time got lost."""
+    dead = RunLock(client, TOPIC)
+    redis_client.set(dead.key, dead.token, px=left_ms)
+    with pytest.raises(NotAloneError, match=r"Its lock ends in 10 s unless"), RunLock(client, TOPIC):
+        pass
+    assert 0 < int(redis_client.pttl(dead.key)) <= 10_000
 
 
 def test_marks_and_their_reason_are_one_step(client: RedisClient) -> None:

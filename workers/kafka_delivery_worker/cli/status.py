@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 import click
+from celery.app.control import Control
 from rich.table import Table
 
 from kafka_delivery import app, settings
@@ -158,9 +159,12 @@ def _workers(round_trip_s: float) -> list[str]:
     patience_s = WORKERS_TIMEOUT_S + ROUND_TRIPS * round_trip_s
     # Celery's own connection is a caller's, which gives a slow Redis up sooner.
     options = broker_options(s, REDIS_TIMEOUT_S)["broker_transport_options"]
+    control = Control(app)
+    control.mailbox.producer_pool = None  # it asks by the connection that it is given
     with app.connection_for_write(transport_options=options) as connection:
         # Not `ping`: the workers of every Celery app in this database answer it.
-        served = app.control.inspect(timeout=patience_s, connection=connection).active_queues() or {}
+        replies = control.broadcast("active_queues", reply=True, timeout=patience_s, connection=connection) or ()
+    served = {worker: queues for reply in replies for worker, queues in reply.items()}
     return sorted(worker for worker, queues in served.items() if any(queue["name"] in QUEUES for queue in queues or ()))
 
 
