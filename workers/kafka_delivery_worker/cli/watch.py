@@ -20,7 +20,7 @@ from kafka_delivery import settings
 
 from .. import counts
 from ..broker import BrokerError
-from ..redis_faults import sentence
+from ..redis_faults import explained, sentence
 from .output import table
 
 EVERY_S = 1.0
@@ -86,7 +86,10 @@ class View:
         self._rates.add(self._heard, found["topics"])
 
     def failed(self, error: Exception) -> None:
-        self._fault = said(error)
+        if isinstance(error, RedisError | KombuError) and settings.current().queue_on_redis:
+            self._fault = f"Redis: {explained(error, settings.current()).what}"  # a line is short
+        else:
+            self._fault = said(error)
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = []
