@@ -188,6 +188,7 @@ class TestLock:
             for act in (
                 lambda: store.remove(kept.id, kept.parked_at_ms, self.LOCK),
                 lambda: store.send_back(kept, [("queue", "message")], self.LOCK),
+                lambda: store.park(item("another"), self.LOCK),
                 lambda: store.check(self.LOCK),
             ):
                 with pytest.raises(NotAloneError, match="lost"):
@@ -199,6 +200,9 @@ class TestLock:
         kept = store.get(store.park(item()))
         assert kept is not None
         store.check(self.LOCK)
+        assert store.park(item(), self.LOCK) == kept.id
+        kept = store.get(kept.id)
+        assert kept is not None
         assert store.send_back(kept, [("queue", "a"), ("queue", b"\xff")], self.LOCK)
         assert client.lrange("queue", 0, -1) == [b"\xff", b"a"]
         assert (store.count(), store.usage().bytes) == (0, 0)
