@@ -190,7 +190,10 @@ def test_a_typing_mistake_ends_in_a_sentence(system: Stack, arguments: str, said
     ("change", "said"),
     [
         ({"KAFKA_DELIVERY_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "kafka-delivery: Kafka: "),
-        ({"KAFKA_DELIVERY_REDIS_URL": "redis://127.0.0.1:1/0"}, "kafka-delivery: Redis: "),
+        (
+            {"KAFKA_DELIVERY_REDIS_URL": "redis://127.0.0.1:1/0"},
+            "kafka-delivery: Redis at redis://127.0.0.1:1/0: nothing listens there",
+        ),
     ],
     ids=["Kafka", "Redis"],
 )

@@ -11,7 +11,8 @@ import redis
 from kafka_delivery.names import AUDIT, REDRIVE
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
-from kafka_delivery_worker.redrive.done import SEGMENT, DoneOffsets, RedriveError, RunLock, history, ranges
+from kafka_delivery_worker.redrive.done import SEGMENT, DoneOffsets, history, ranges
+from kafka_delivery_worker.run_lock import NotAloneError, RunLock
 from servers import wait_until
 
 TOPIC = "orders-dlq"
@@ -41,9 +42,9 @@ def test_marks_are_found_again(client: RedisClient) -> None:
 def test_what_the_groups_offset_has_passed_is_dropped(client: RedisClient, redis_client: redis.Redis) -> None:
     done = DoneOffsets(client, TOPIC)
     with RunLock(client, TOPIC) as lock:
-        done.begin("id", {0: 0, 1: 0}, [])
+        done.begin(lock, "id", {0: 0, 1: 0}, [])
         done.mark(lock, [(0, n * SEGMENT + 1) for n in range(4)] + [(1, 1)])
-        done.settle({0: 0, 1: 0}, {0: 2 * SEGMENT + 10})
+        done.settle(lock, {0: 0, 1: 0}, {0: 2 * SEGMENT + 10})
     keys = {key.decode().removeprefix(REDRIVE + TOPIC) for key in redis_client.scan_iter(REDRIVE + "*")}
     assert keys == {"", ":0:2", ":0:3", ":1:0"}
     assert done.floors() == ("id", {0: 2 * SEGMENT + 10, 1: 0})
@@ -54,7 +55,7 @@ def test_a_partition_is_forgotten_alone(client: RedisClient) -> None:
     done = DoneOffsets(client, TOPIC)
     with RunLock(client, TOPIC) as lock:
         done.mark(lock, [(0, 1), (1, 1), (10, 1)])
-        done.begin("id", {0: 0, 1: 0, 10: 0}, [1])
+        done.begin(lock, "id", {0: 0, 1: 0, 10: 0}, [1])
     again = DoneOffsets(client, TOPIC)
     assert [again.is_done(partition, 1) for partition in (0, 1, 10)] == [True, False, True]
 
@@ -72,7 +73,7 @@ def test_one_runs_and_the_other_is_told_who(client: RedisClient) -> None:
             with lock:
                 won.append(lock)
                 wait_until(lambda: len(refused) == 15, 60, "the others to be refused")
-        except RedriveError as error:
+        except NotAloneError as error:
             refused.append(str(error))
 
     threads = [threading.Thread(target=want) for _ in range(16)]
@@ -110,13 +111,18 @@ def test_who_lost_the_lock_marks_nothing(client: RedisClient, redis_client: redi
     with RunLock(client, TOPIC, lock_s=60) as lost:
         redis_client.delete(lost.key)
         with RunLock(client, TOPIC) as other:
-            with pytest.raises(RedriveError, match="run it again"):
+            with pytest.raises(NotAloneError, match="run it again"):
                 done.mark(lost, [(0, 1)], {"verb": "discarded"})
-            with pytest.raises(RedriveError):
+            with pytest.raises(NotAloneError):
                 done.check(lost)
+            with pytest.raises(NotAloneError):
+                done.begin(lost, "id", {0: 0}, [0])
+            with pytest.raises(NotAloneError):
+                done.settle(lost, {0: 0}, {0: 5})
             done.check(other)
             assert redis_client.get(other.key) == other.token.encode()
     assert not done.is_done(0, 1)
+    assert done.floors() == ("", {})
     assert not redis_client.exists(AUDIT)
 
 
@@ -124,8 +130,43 @@ def test_who_lost_the_lock_does_not_release_the_others(client: RedisClient, redi
     with RunLock(client, TOPIC, lock_s=60) as lost:
         redis_client.set(lost.key, json.dumps({"host": "h", "pid": 1, "user": "u", "since": "s", "newer": 1}))
     assert redis_client.exists(lost.key)
-    with pytest.raises(RedriveError, match=r"u@h, process 1, since s"), RunLock(client, TOPIC):
+    with pytest.raises(NotAloneError, match=r"u@h, process 1, since s"), RunLock(client, TOPIC):
         pass
+
+
+def test_who_is_refused_is_told_who_holds_it_since_when_and_until_when(client: RedisClient) -> None:
+    lock, other = RunLock(client, TOPIC, command="dead-letters redrive"), RunLock(client, TOPIC)
+    with lock, pytest.raises(NotAloneError) as refused, other:
+        pass
+    assert str(refused.value).startswith(
+        f"{TOPIC} is being worked on by {lock.runner.user}@{lock.runner.host}, process {lock.runner.pid}, "
+        f"since {lock.runner.since} (kafka-delivery dead-letters redrive). Its lock ends in "
+    )
+
+
+@pytest.mark.parametrize("holder", [b"\xff", b"{}", b"[1]", b"7", b"text"])
+def test_a_lock_that_is_none_of_ours_is_refused_without_a_name(
+    client: RedisClient, redis_client: redis.Redis, holder: bytes
+) -> None:
+    lock = RunLock(client, TOPIC)
+    redis_client.set(lock.key, holder, px=60_000)
+    with pytest.raises(NotAloneError, match=r"nothing says by whom; its lock ends in [1-6][0-9]? s"), lock:
+        pass
+    redis_client.persist(lock.key)
+    with pytest.raises(NotAloneError, match=rf"its lock ends never: delete {lock.key} in Redis"), lock:
+        pass
+
+
+@pytest.mark.parametrize("left_ms", [3_600_000, None])
+def test_a_dead_ones_lock_ends_although_redis_clock_went_back(
+    client: RedisClient, redis_client: redis.Redis, left_ms: int | None
+) -> None:
+    """It had ten seconds; they look like an hour by a clock that went back by an hour, or the time got lost."""
+    dead = RunLock(client, TOPIC)
+    redis_client.set(dead.key, dead.token, px=left_ms)
+    with pytest.raises(NotAloneError, match=r"Its lock ends in 10 s unless"), RunLock(client, TOPIC):
+        pass
+    assert 0 < int(redis_client.pttl(dead.key)) <= 10_000
 
 
 def test_marks_and_their_reason_are_one_step(client: RedisClient) -> None:

@@ -23,8 +23,9 @@ from kafka_delivery_worker.lease import script
 from kafka_delivery_worker.parked_items import Call, Reason, of_call
 from kafka_delivery_worker.parking import Parked, ParkingStore
 from kafka_delivery_worker.producer import NoClientError, Outgoing, Producer, Report, ask_for_id
-from kafka_delivery_worker.redrive import RunLock, whole_letters
+from kafka_delivery_worker.redrive import whole_letters
 from kafka_delivery_worker.redrive.done import DoneOffsets
+from kafka_delivery_worker.run_lock import RunLock
 from kafka_delivery_worker.standstill import NO_ANSWER
 from servers import read_all, wait_until
 from stack import Stack, stack
@@ -421,12 +422,12 @@ class TestNames:
     def test_the_progress_of_a_redrive_is_of_one_cluster(self, blue: Stack, settings: Settings) -> None:
         redis_client = RedisClient(settings)
         blues, defaults = (DoneOffsets(redis_client, f"{TOPIC}-dlq", name) for name in ("blue", "default"))
-        blues.begin("id", {0: 7}, [])
-        assert defaults.floors() == ("", {})
         with (
             RunLock(redis_client, f"{TOPIC}-dlq", cluster="blue") as lock,
             RunLock(redis_client, f"{TOPIC}-dlq", cluster="default"),
         ):
+            blues.begin(lock, "id", {0: 7}, [])
+            assert defaults.floors() == ("", {})
             blues.mark(lock, [(0, 9)])
         assert blues.is_done(0, 9)
         assert not defaults.is_done(0, 9)

@@ -21,7 +21,7 @@ from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import KINDS, Parked, ParkingStore, fingerprint
-from kafka_delivery_worker.redrive import RunLock
+from kafka_delivery_worker.run_lock import RunLock
 from parked_items import BINARY, PAYLOAD, park, queued, run
 from stack import Stack, stack
 from watching import emptied

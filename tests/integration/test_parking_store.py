@@ -26,7 +26,7 @@ from kafka_delivery.errors import ParkingFullError
 from kafka_delivery.names import PARKED, PARKED_INDEX, PARKED_ROOM
 from kafka_delivery_worker import parking
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from kafka_delivery_worker.redrive import RedriveError
+from kafka_delivery_worker.run_lock import NotAloneError
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_the_places_of_an_item_are_where_it_is_kept(store: ParkingStore) -> None
 class TestLock:
     """What acts on items checks in the same step that it may."""
 
-    LOCK = SimpleNamespace(key="lock", token="mine", lost=lambda: RedriveError("lost"))  # noqa: S106  # no secret
+    LOCK = SimpleNamespace(key="lock", token="mine", lost=lambda: NotAloneError("lost"))  # noqa: S106  # no secret
 
     def test_nothing_is_removed_or_sent_without_it(self, store: ParkingStore, client: redis.Redis) -> None:
         kept = store.get(store.park(item()))
@@ -196,9 +196,10 @@ class TestLock:
             for act in (
                 lambda: store.remove(kept.id, kept.parked_at_ms, self.LOCK),
                 lambda: store.send_back(kept, [("queue", "message")], self.LOCK),
+                lambda: store.park(item("another"), self.LOCK),
                 lambda: store.check(self.LOCK),
             ):
-                with pytest.raises(RedriveError, match="lost"):
+                with pytest.raises(NotAloneError, match="lost"):
                     act()
         assert (store.count(), client.llen("queue")) == (1, 0)
 
@@ -207,6 +208,9 @@ class TestLock:
         kept = store.get(store.park(item()))
         assert kept is not None
         store.check(self.LOCK)
+        assert store.park(item(), self.LOCK) == kept.id
+        kept = store.get(kept.id)
+        assert kept is not None
         assert store.send_back(kept, [("queue", "a"), ("queue", b"\xff")], self.LOCK)
         assert client.lrange("queue", 0, -1) == [b"\xff", b"a"]
         assert (store.count(), store.usage().bytes) == (0, 0)

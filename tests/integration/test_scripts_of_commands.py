@@ -13,8 +13,9 @@ import redis
 
 from kafka_delivery_worker import task_ids
 from kafka_delivery_worker.lease import script
-from kafka_delivery_worker.parked_items import Reason, printable, of_raw
-from kafka_delivery_worker.redrive.done import _script
+from kafka_delivery_worker.parked_items import Reason, of_raw, printable
+from kafka_delivery_worker.redrive.done import script as redrive_script
+from kafka_delivery_worker.run_lock import _script as run_lock_script
 
 EVERYTHING = 1_000_000
 
@@ -81,18 +82,184 @@ class TestFronts:
 
 
 class TestRelease:
-    def test_the_soonest_go_back_behind_what_waits(self, redis_client: redis.Redis) -> None:
-        redis_client.lpush("list", "waits")
-        redis_client.zadd("delayed", {"third": 30, "first": 10, "second": 20})
-        assert redis_client.eval(script("release"), 2, "delayed", "list", 2) == 2
-        assert redis_client.lrange("list", 0, -1) == [b"second", b"first", b"waits"]
-        assert redis_client.zrange("delayed", 0, -1) == [b"third"]
+    @pytest.fixture(autouse=True)
+    def with_redis(self, redis_client: redis.Redis) -> None:
+        self.client = redis_client
+        self.client.set("lock", "mine")
 
-    def test_nothing_is_left_at_the_end(self, redis_client: redis.Redis) -> None:
-        redis_client.zadd("delayed", {"only": 10})
-        assert redis_client.eval(script("release"), 2, "delayed", "list", 5) == 1
-        assert redis_client.eval(script("release"), 2, "delayed", "list", 5) == 0
-        assert redis_client.llen("list") == 1
+    def delayed(self, many: int, token: str = "mine") -> int:  # noqa: S107  # no secret
+        return int(self.client.eval(script("release"), 3, "lock", "source", "list", token, many, ""))
+
+    def aside(self, many: int, token: str = "mine") -> int:  # noqa: S107  # no secret
+        keys = ("lock", "source", "list", "registry")
+        return int(self.client.eval(script("release"), len(keys), *keys, token, many, "topic:list"))
+
+    def test_the_soonest_go_back_behind_what_waits(self) -> None:
+        self.client.lpush("list", "waits")
+        self.client.zadd("source", {"third": 30, "first": 10, "second": 20})
+        assert self.delayed(2) == 2
+        assert self.client.lrange("list", 0, -1) == [b"second", b"first", b"waits"]
+        assert self.client.zrange("source", 0, -1) == [b"third"]
+
+    def test_nothing_is_left_at_the_end(self) -> None:
+        self.client.zadd("source", {"only": 10})
+        assert [self.delayed(5), self.delayed(5)] == [1, 0]
+        assert self.client.llen("list") == 1
+
+    def test_what_was_put_aside_goes_before_what_waits_in_order(self) -> None:
+        self.client.sadd("registry", "topic:list", "other")
+        self.client.lpush("list", "waits")
+        self.client.lpush("source", "first", "second", "third")
+        assert [self.aside(2), self.aside(2), self.aside(2)] == [2, 1, 0]
+        assert self.client.lrange("list", 0, -1) == [b"waits", b"third", b"second", b"first"]
+
+    def test_its_list_is_forgotten_when_it_is_empty_and_not_before(self) -> None:
+        self.client.sadd("registry", "topic:list", "other")
+        self.client.lpush("source", "first", "second")
+        self.aside(1)
+        assert self.client.smembers("registry") == {b"topic:list", b"other"}
+        self.aside(1)
+        assert self.client.smembers("registry") == {b"other"}
+
+    @pytest.mark.parametrize("kind", ["delayed", "aside"])
+    def test_another_holder_of_the_lock_moves_nothing(self, kind: str) -> None:
+        self.client.sadd("registry", "topic:list")
+        if kind == "delayed":
+            self.client.zadd("source", {"only": 10})
+        assert getattr(self, kind)(5, "other") == -1
+        self.client.delete("lock")
+        assert getattr(self, kind)(5) == -1
+        assert self.client.exists("list") == 0
+        assert self.client.scard("registry") == 1
+
+    @pytest.mark.parametrize("kind", ["delayed", "aside"])
+    def test_a_full_redis_lets_it_pass(self, kind: str) -> None:
+        if kind == "delayed":
+            self.client.zadd("source", {"only": 10})
+        else:
+            self.client.lpush("source", "only")
+        limit = self.client.config_get("maxmemory")["maxmemory"]
+        self.client.config_set("maxmemory", 1)
+        try:
+            assert getattr(self, kind)(5) == 1
+        finally:
+            self.client.config_set("maxmemory", str(limit))
+        assert self.client.lrange("list", 0, -1) == [b"only"]
+
+
+class TestRunLock:
+    """The lock of an operator's command."""
+
+    @pytest.fixture(autouse=True)
+    def with_redis(self, redis_client: redis.Redis) -> None:
+        self.client = redis_client
+
+    def ask(self, what: str, token: str = "mine", ms: int = 60_000) -> list[Any]:  # noqa: S107  # no secret
+        return list(self.client.eval(run_lock_script(), 1, "lock", what, token, ms))
+
+    def test_it_is_taken_for_its_time_and_given_back(self) -> None:
+        assert self.ask("take") == [1]
+        assert 0 < int(self.client.pttl("lock")) <= 60_000
+        assert self.ask("give back") == [1]
+        assert self.client.exists("lock") == 0
+
+    def test_who_did_not_hear_that_it_got_it_gets_it_again(self) -> None:
+        self.ask("take", ms=10_000)
+        assert self.ask("take") == [1]
+        assert int(self.client.pttl("lock")) > 10_000
+
+    def test_another_one_is_told_who_holds_it_and_how_long(self) -> None:
+        self.ask("take")
+        no, holder, left = self.ask("take", "other")
+        assert (no, holder) == (0, b"mine")
+        assert 0 < left <= 60_000
+
+    def test_what_never_ends_is_told_so(self) -> None:
+        self.client.set("lock", "mine")
+        assert self.ask("take", "other") == [0, b"mine", -1]
+
+    @pytest.mark.parametrize("what", ["renew", "give back"])
+    def test_what_is_anothers_stays_as_it_is(self, what: str) -> None:
+        self.client.set("lock", "other", px=1_000_000)
+        assert self.ask(what)[:2] == [0, b"other"]
+        assert int(self.client.pttl("lock")) > 60_000
+
+    @pytest.mark.parametrize("what", ["renew", "give back"])
+    def test_what_was_lost_is_not_taken_again(self, what: str) -> None:
+        """Another one may have had it meanwhile."""
+        assert self.ask(what) == [0, b"", -2]
+        assert self.client.exists("lock") == 0
+
+    def test_it_is_renewed_for_its_time(self) -> None:
+        self.ask("take", ms=10_000)
+        assert self.ask("renew") == [1]
+        assert int(self.client.pttl("lock")) > 10_000
+
+    def test_a_full_redis_lets_a_command_begin_that_makes_room(self) -> None:
+        limit = self.client.config_get("maxmemory")["maxmemory"]
+        self.client.config_set("maxmemory", 1)
+        try:
+            assert self.ask("take") == [1]
+        finally:
+            self.client.config_set("maxmemory", str(limit))
+
+
+class TestSend:
+    @pytest.fixture(autouse=True)
+    def with_redis(self, redis_client: redis.Redis) -> None:
+        self.client = redis_client
+        self.client.set("lock", "mine")
+        self.client.mset({"result": "old", "another": "old"})
+
+    def send(self, token: str, results: list[str], **messages: str) -> int:
+        keys = ["lock", *results, *messages]
+        script = redrive_script("send")
+        return int(self.client.eval(script, len(keys), *keys, token, len(results), *messages.values()))
+
+    def test_messages_go_to_their_lists_and_results_go(self) -> None:
+        assert self.send("mine", ["result"], one="first", two="second") == 1
+        assert self.client.lrange("one", 0, -1) == [b"first"]
+        assert self.client.lrange("two", 0, -1) == [b"second"]
+        assert self.client.exists("result") == 0
+        assert self.client.get("another") == b"old"
+
+    def test_results_go_alone(self) -> None:
+        assert self.send("mine", ["result", "another"]) == 1
+        assert self.client.exists("result", "another") == 0
+
+    def test_another_holder_of_the_lock_sends_nothing(self) -> None:
+        assert self.send("other", ["result"], one="first") == 0
+        assert self.client.exists("one") == 0
+        assert self.client.get("result") == b"old"
+
+    def test_what_redis_refuses_is_not_half_done(self) -> None:
+        self.client.set("one", "no list")
+        with pytest.raises(redis.ResponseError):
+            self.send("mine", ["result"], one="first")
+        assert self.client.get("result") == b"old"
+
+
+class TestFloors:
+    @pytest.fixture(autouse=True)
+    def with_redis(self, redis_client: redis.Redis) -> None:
+        self.client = redis_client
+        self.client.set("lock", "mine")
+        self.client.mset({"old": "bits", "kept": "bits"})
+
+    def note(self, token: str, *fields: Any, dropped: tuple[str, ...] = ()) -> int:
+        keys = ["lock", "floors", *dropped]
+        return int(self.client.eval(redrive_script("floors"), len(keys), *keys, token, *fields))
+
+    def test_floors_are_noted_and_bitmaps_dropped(self) -> None:
+        assert self.note("mine", "0", 5, "1", 6, dropped=("old",)) == 1
+        assert self.client.hgetall("floors") == {b"0": b"5", b"1": b"6"}
+        assert self.client.exists("old") == 0
+        assert self.client.get("kept") == b"bits"
+
+    def test_another_holder_of_the_lock_notes_nothing(self) -> None:
+        assert self.note("other", "0", 5, dropped=("old",)) == 0
+        assert self.client.exists("floors") == 0
+        assert self.client.get("old") == b"bits"
 
 
 class TestFind:
@@ -208,7 +375,7 @@ class TestMark:
 
     def mark(self, token: str, entry: str, **bits: int) -> int:
         keys = ["lock", "audit", *bits]
-        return int(self.client.eval(_script("mark"), len(keys), *keys, token, entry, 100, *bits.values()))
+        return int(self.client.eval(redrive_script("mark"), len(keys), *keys, token, entry, 100, *bits.values()))
 
     def test_each_bit_is_set_in_its_own_map(self) -> None:
         assert self.mark("mine", "", one=3, two=9) == 1

@@ -25,8 +25,9 @@ from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.parking import Parked, ParkingStore
-from kafka_delivery_worker.redrive import Backlog, RunLock
+from kafka_delivery_worker.redrive import Backlog
 from kafka_delivery_worker.redrive import run as redrive_run
+from kafka_delivery_worker.run_lock import RunLock
 from letters import bury, command, lag, listed, produce, redrive, wait_listed, waiting
 from servers import wait_until
 from stack import Stack, message_id, stack

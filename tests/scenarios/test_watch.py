@@ -75,7 +75,7 @@ def test_it_shows_what_happens_survives_redis_and_ends_cleanly(mock_kafka: MockK
         system.workers[0].kill()
 
         valkey.stop()
-        shown.wait_for(r"No answer for \d+ s \(ConnectionError: .*\); looking again")
+        shown.wait_for(r"No answer for \d+ s \(Redis: nothing listens there\); looking again")
         assert shown.process.poll() is None
         shown.forget()
         valkey.start()

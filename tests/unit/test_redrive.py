@@ -15,7 +15,7 @@ from kafka_delivery_worker.cli.letters import advice, data, for_people
 from kafka_delivery_worker.cli.output import console, table
 from kafka_delivery_worker.dead_letter import DeadLetter, Origin
 from kafka_delivery_worker.redrive import ledger
-from kafka_delivery_worker.redrive.backlog import Span, _span
+from kafka_delivery_worker.redrive.backlog import Committed, Span, _span
 from kafka_delivery_worker.redrive.ledger import Floors
 from kafka_delivery_worker.redrive.selection import LEFT, PARK, SEND, Fate, Selection
 
@@ -51,15 +51,15 @@ def test_a_coordinator_that_is_away_does_not_hold_the_records_up(monkeypatch: py
     assert asked[3:] == [asked[2] + n for n in range(1, len(asked) - 2)]
 
 
-def test_a_parked_one_is_taken_away_under_the_runs_lock() -> None:
-    """No mark in Kafka's partitions checks it."""
+def test_a_parked_one_is_taken_away_under_the_lock_of_the_store() -> None:
+    """No mark in Kafka's partitions checks it, and commands on the store lock that alone."""
     removed: list[object] = []
-    done = SimpleNamespace(begin=lambda *_: None, mark=lambda *_: None)
+    done = SimpleNamespace(begin=lambda *_: None, mark=lambda *_: None, check=lambda _: None)
     backlog = SimpleNamespace(commit=lambda *_: None, done=done, topic_id="", group="g", reached={})
     store = SimpleNamespace(remove=lambda *arguments: removed.append(arguments))
-    book = ledger.Ledger(backlog, "the run's", [Span(0, 0, 0, 100)], store)  # type: ignore[arg-type]
+    book = ledger.Ledger(backlog, "the topic's", [Span(0, 0, 0, 100)], store, "the store's")  # type: ignore[arg-type]
     book.done([replace(LETTER, parked_id="p", parked_at_ms=5)])
-    assert removed == [("p", 5, "the run's")]
+    assert removed == [("p", 5, "the store's")]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,11 @@ def test_a_parked_one_is_taken_away_under_the_runs_lock() -> None:
         (0, 10, 6, 4, 6, False),  # killed between the two
         (0, 10, None, 4, 4, False),  # Kafka forgot the group for its age
         (0, 10, 2, 4, 2, True),  # somebody reset the group to have it again
+        (0, 10, -2, 4, 4, False),  # a run moved it after a newer one had gone further
+        (0, 10, -6, 4, 6, False),
+        (0, 10, -4, None, 4, True),
+        (0, 3, -2, 9, 0, True),  # another topic of that name
+        (7, 10, -2, 4, 7, False),
         (7, 10, 4, 4, 7, False),  # retention took some away
         (7, 10, None, None, 7, True),
         (0, 3, 9, None, 0, True),  # another topic of that name
@@ -82,7 +87,9 @@ def test_a_parked_one_is_taken_away_under_the_runs_lock() -> None:
 def test_where_a_backlog_starts(
     low: int, end: int, committed: int | None, remembered: int | None, start: int, forgotten: bool
 ) -> None:
-    assert _span(3, low, end, committed, remembered) == Span(3, low, start, end, forgotten)
+    """An offset below 0 stands for one that a run of ours moved."""
+    offset = None if committed is None else Committed(abs(committed), ours=committed < 0)
+    assert _span(3, low, end, offset, remembered) == Span(3, low, start, end, forgotten)
 
 
 def test_below_a_floor_all_is_done() -> None:

@@ -86,13 +86,16 @@ def count(redis: RedisClient, queues: Iterable[str]) -> int:
 
 def _in_redis(redis: RedisClient) -> Backlog:
     prefix = redis.prefix
+    with redis.client.pipeline(transaction=False) as pipe:  # one round trip
+        pipe.smembers(prefix + WAITING)
+        pipe.zrange(prefix + LEASES, 0, -1)
+        pipe.time()
+        members, leases, (seconds, microseconds) = pipe.execute()
     queues = settings.current().queues
     lists = lists_of(queues)
-    known = sorted(_texts(redis.client.smembers(prefix + WAITING)))
-    aside = [member for member in known if member.partition(":")[2] in lists]
-    owners = list(_texts(redis.client.zrange(prefix + LEASES, 0, -1)))
+    aside = [member for member in sorted(_texts(members)) if member.partition(":")[2] in lists]
+    owners = list(_texts(leases))
     fronts = [*lists, *(f"{WAITING}:{member}" for member in aside)]
-    seconds, microseconds = redis.client.time()
     now_ms = seconds * 1000 + microseconds // 1000
     with redis.client.pipeline(transaction=True) as pipe:  # at one moment: what moves meanwhile is counted once
         for name in lists:

@@ -11,7 +11,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, Literal
@@ -37,13 +37,17 @@ from kafka_delivery.settings import DEAD_LETTER_HEADROOM_BYTES, Settings
 from . import broker, counts, unserved
 from .installation import DO, AnotherKafkaError, Installation, shown
 from .producer import check_properties
+from .redis_faults import explained, place
 from .topics import ADMIN_TIMEOUT_S, admin, create_topic
 
-REDIS_TIMEOUT_S = 3.0
-"""For each answer of Redis: it is of no use to a web request if it is slower."""
+REDIS_TIMEOUT_S = 5.0
+"""For each answer of Redis. A slow one is a finding, not a failure: a round trip may take seconds."""
 
-SECOND_TRY_S = 2.0
-"""After this kombu tries a second time to connect, and only then says why it could not."""
+PINGS = 3
+"""Round trips to Redis, of which the shortest counts: one may meet a pause of either host."""
+
+SECOND_TRY_S = 7.0
+"""Kombu tries a second time to connect, and only then says why it could not: twice the other, and some more."""
 
 KAFKA_TIMEOUT_S = 5.0
 """For each answer of Kafka; a first connection with TLS and SASL takes several round trips."""
@@ -117,7 +121,9 @@ def examine(topics: Sequence[str] = (), creation: Creation | None = None) -> Ite
         f"is a Redis at {place(s.redis_url)}, and may this machine and this user reach it? "
         "In KAFKA_DELIVERY_REDIS_URL, special characters of a password are percent-encoded"
     )
-    yield from _within(REDIS_TIMEOUT_S + SECOND_TRY_S, "redis", _redis(s, seen), reach_redis)
+    yield from _within(
+        REDIS_TIMEOUT_S + SECOND_TRY_S, "redis", _redis(s, seen), reach_redis, lambda error: explained(error, s).do
+    )
 
     if not s.queue_on_redis:
         yield from _within(REDIS_TIMEOUT_S + SECOND_TRY_S, "broker", _broker(s), "correct KAFKA_DELIVERY_BROKER_URL")
@@ -130,8 +136,21 @@ def examine(topics: Sequence[str] = (), creation: Creation | None = None) -> Ite
     yield from _within(patience_s, "kafka", _kafka(s, topics, seen, creation), reach_kafka)
 
 
-def _within(patience_s: float, check: str, findings: Iterable[Finding], do: str) -> Iterator[Finding]:
-    """`findings`, and one more if they fail or if the next one takes longer than `patience_s` seconds."""
+def _within(
+    patience_s: float,
+    check: str,
+    findings: Iterable[Finding],
+    do: str,
+    do_of: Callable[[Exception], str] | None = None,
+) -> Iterator[Finding]:
+    """`findings`, and one more if they fail or if the next one takes longer than `patience_s` seconds.
+
+    Args:
+        patience_s: for each.
+        check: their name.
+        findings: what is looked for.
+        do: what to do about that one more, if `do_of` does not say it of an error.
+    """
     found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
 
     def run() -> None:
@@ -139,7 +158,7 @@ def _within(patience_s: float, check: str, findings: Iterable[Finding], do: str)
             for finding in findings:
                 found.put(finding)
         except Exception as error:
-            found.put(Finding(check, "error", reason(error), do))
+            found.put(Finding(check, "error", reason(error), do if do_of is None else do_of(error)))
         found.put(None)
 
     # In a thread, because not everything takes a timeout: looking up a host's name does not.
@@ -165,12 +184,6 @@ def reason(error: Exception) -> str:
         return f"{type(error).__name__}: {_one_line(str(error))}"
     # Of an unplanned error only the type: what fails to parse a URL quotes pieces of it, and of its password.
     return f"{type(error).__name__}; its text may hold a secret and is not shown"
-
-
-def place(url: str) -> str:
-    """The servers that `url` names, without users, passwords and options, even where it is not well-formed."""
-    without_users = re.sub(r"://(?:(?!://).)*@", "://", url)
-    return re.sub(r"\?[^;]*", "", without_users)
 
 
 # -- librdkafka
@@ -244,6 +257,7 @@ def _redis(s: Settings, seen: set[str]) -> Iterator[Finding]:
     yield _memory(info)
     yield _clients(info)
     yield _replicas(info)
+    yield _latency(client, s.enqueue_timeout_s)
     yield _clock(client)
     yield from _unserved(s, redis)
     seen.update(topic for topic in counts.read(client, redis.prefix) if topic not in ("", counts.OTHER_TOPICS))
@@ -374,6 +388,19 @@ def _replicas(info: Mapping[str, Any]) -> Finding:
         do = "set min-replicas-to-write to 1 and min-replicas-max-lag to 10, which bounds that loss"
         return Finding("redis-replicas", "warning", what, do)
     return Finding("redis-replicas", "ok", what)
+
+
+def _latency(client: Any, patience_s: float) -> Finding:
+    took_s = []
+    for _ in range(PINGS):
+        began = time.monotonic()
+        client.ping()
+        took_s.append(time.monotonic() - began)
+    what = f"a round trip takes {min(took_s) * 1000:,.1f} ms"
+    if min(took_s) < patience_s:
+        return Finding("redis-latency", "ok", what)
+    what += f", and a send gives up after KAFKA_DELIVERY_ENQUEUE_TIMEOUT_S={patience_s:g}"
+    return Finding("redis-latency", "error", what, "bring Redis nearer, find out what keeps it busy, or raise that")
 
 
 def _clock(client: Any) -> Finding:

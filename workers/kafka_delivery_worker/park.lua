@@ -1,7 +1,10 @@
 -- Park one item, once, if there is room for it. What is parked already may always be parked again, with a new reason.
 --
--- KEYS: as for room.lua; ARGV: id, digest of its content, time (ms), item (JSON), bytes that all may take (0: any)
--- Reply: {id under which it lies, bytes taken}; {"", bytes taken} if there is no room
+-- KEYS: as for room.lua, then the lock of the command, if it has one; ARGV: id, digest of its content, time (ms), item
+--       (JSON), bytes that all may take (0: any), then the lock's token
+-- Reply: {id under which it lies, bytes taken}; {"", bytes taken} if there is no room; {"", -1} if the lock is not the
+-- command's any more
+if KEYS[4] and redis.call('GET', KEYS[4]) ~= ARGV[6] then return {'', -1} end
 local id = ARGV[1]
 local namesake = id .. '~' .. string.sub(ARGV[2], 1, 8)  -- the same id, another content: a caller reused it; both stay
 local held = redis.call('HGET', KEYS[1], id)

@@ -163,7 +163,7 @@ Times = tuple[float | None, float | None]
 
 
 class Lock(Protocol):
-    """What a command holds that removes items, so that no other one does; see `redrive.RunLock`."""
+    """What a command holds that removes items, so that no other one does; see `run_lock.RunLock`."""
 
     @property
     def key(self) -> str: ...
@@ -220,14 +220,20 @@ class ParkingStore:
         """
         return cls(redis.client, redis.prefix, s.parked_max_bytes)
 
-    def park(self, item: Parked) -> str:
+    def park(self, item: Parked, lock: Lock | None = None) -> str:
         """Keep `item` and return the id under which it lies: its own, or that and a suffix if another has it.
 
+        Args:
+            item: what to keep.
+            lock: what only one command holds at a time; checked in the same step.
+
         Raises:
+            NotAloneError: the lock is lost; it is not kept.
             ParkingFullError: there is no room; nothing was thrown away for it. For a while, Redis is not even asked.
             redis.exceptions.RedisError: it is not kept.
         """
-        (kept,) = self.park_all([item])
+        (kept,) = self._park_some(item, [self._arguments(item)], lock)
+        self._pause_s = 0.0
         return kept
 
     def park_all(self, items: Sequence[Parked]) -> list[str]:
@@ -267,10 +273,14 @@ class ParkingStore:
         item_id = item.id.encode("ascii", "backslashreplace")  # a stranger's message has any id
         return [item_id, digest, now, stored, self._max_bytes]
 
-    def _park_some(self, first: Parked, some: Sequence[list[Any]]) -> list[str]:
+    def _park_some(self, first: Parked, some: Sequence[list[Any]], lock: Lock | None = None) -> list[str]:
         if monotonic() < self._full_until:
             raise self._full()
-        if len(some) == 1:
+        if lock is not None:
+            replies = [self._park([*self._keys, lock.key], [*arguments, lock.token]) for arguments in some]
+            if any(taken < 0 for _, taken in replies):
+                raise lock.lost()
+        elif len(some) == 1:
             replies = [self._park(self._keys, some[0])]
         else:
             with self._redis.pipeline(transaction=False) as pipe:
@@ -414,7 +424,7 @@ class ParkingStore:
             lock: what only one command holds at a time; checked in the same step.
 
         Raises:
-            RedriveError: the lock is lost; nothing is taken away.
+            NotAloneError: the lock is lost; nothing is taken away.
         """
         at = "" if parked_at_ms is None else parked_at_ms
         keys, arguments = self._keys, [_raw(item_id), at]
@@ -431,7 +441,7 @@ class ParkingStore:
             lock: what only one command holds at a time; checked in the same step.
 
         Raises:
-            RedriveError: the lock is lost; nothing is done.
+            NotAloneError: the lock is lost; nothing is done.
             redis.exceptions.RedisError: Redis refused; nothing is done. It did not answer: unknown.
         """
         keys = [*self._keys, lock.key, *(self._prefix + queue for queue, _ in messages)]
@@ -442,7 +452,7 @@ class ParkingStore:
         """Before what no script guards.
 
         Raises:
-            RedriveError: the lock is lost.
+            NotAloneError: the lock is lost.
         """
         if self._redis.get(lock.key) != lock.token.encode():
             raise lock.lost()

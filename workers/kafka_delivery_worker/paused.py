@@ -48,9 +48,12 @@ def read(redis: RedisClient) -> list[Paused]:
     Raises:
         redis.exceptions.RedisError: Redis cannot be reached.
     """
-    seconds, _ = redis.client.time()
+    with redis.client.pipeline(transaction=False) as pipe:  # one round trip
+        pipe.time()
+        pipe.hgetall(redis.prefix + PAUSED)
+        (seconds, _), said_by = pipe.execute()
     found = []
-    for worker, stored in sorted(redis.client.hgetall(redis.prefix + PAUSED).items()):
+    for worker, stored in sorted(said_by.items()):
         try:
             said = json.loads(stored)
             fresh, paused = seconds - said["at"] <= FRESH_S, Paused(worker.decode(), said["why"], said["since_ms"])

@@ -211,8 +211,9 @@ def test_whatever_the_clock_did_an_outage_ends_in_its_own_time(
 def test_a_claim_goes_by_the_same(one: Worker, clock: RedisClock, redis_client: redis.Redis, back_ms: int) -> None:
     """What nobody can end, because no worker reports, holds up no claim."""
     one.store.force(CLUSTER, "open", FORCED_MS, "me", "maintenance")
-    keys = ["gate", "leases", "held", "deaths", f"{BASE}{CLUSTER}:st", f"{BASE}{CLUSTER}:p", "waiting", "q", "put off"]
-    arguments = ["w", 30_000, 1, 1_000, 1, "", 1, 0, BASE, "", "", "delayed:", 0, 0, 0, 0, 0, "q"]
+    keys = ["gate", "leases", "held", "deaths", f"{BASE}{CLUSTER}:st", f"{BASE}{CLUSTER}:p", "waiting", "poison"]
+    keys += ["q", "put off"]
+    arguments = ["w", 30_000, 1, 1_000, 1, "", 1, 0, BASE, "", "", "delayed:", 0, 3, 5, 0, 0, 0, 0, 0, "q"]
 
     def status() -> int:
         answer: Any = redis_client.eval(clock.set_in(script("claim")), len(keys), *keys, *map(str, arguments))

@@ -29,8 +29,8 @@ def test_nothing_is_said_against_servers_that_are_as_they_should_be(
     assert found.bad() == {}
     assert {finding["check"] for finding in found.all} == {
         "settings", "librdkafka", "redis", "redis-tls", "redis-version", "redis-mode", "redis-eviction",
-        "redis-persistence", "redis-memory", "redis-clients", "redis-replicas", "clock", "kafka", "topic",
-        "installation", "topic-size", "topic-durability", "dead-letter-topic", "dead-letter-size",
+        "redis-persistence", "redis-memory", "redis-clients", "redis-replicas", "redis-latency", "clock", "kafka",
+        "topic", "installation", "topic-size", "topic-durability", "dead-letter-topic", "dead-letter-size",
     }  # fmt: skip
     assert all(list(finding) == ["check", "level", "what", "do"] for finding in found.all)
     assert found.of("redis", f"Redis {redis.Redis.from_url(server.url).info()['redis_version']} at {server.url}")
@@ -165,7 +165,7 @@ def test_clocks_that_differ_are_found(
 def test_a_redis_that_is_away_is_an_error_with_its_reason(mock_kafka: MockKafka) -> None:
     found = examined(f"redis://user:{SECRET}@{NOBODY}/0", mock_kafka.bootstrap_servers)
     assert found.level("redis", "Connection refused") == "error"
-    assert found.of("redis")[0]["do"].startswith(f"is a Redis at redis://{NOBODY}/0, ")
+    assert found.of("redis")[0]["do"].startswith("Does Redis run, and is KAFKA_DELIVERY_REDIS_URL right?")
     assert found.level("kafka") == "ok"  # the rest is checked all the same
     assert found.code == 1
     assert found.seconds < 20

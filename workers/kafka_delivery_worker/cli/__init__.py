@@ -11,6 +11,7 @@ import click
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from kafka_delivery import settings
 from kafka_delivery.errors import KafkaDeliveryError
 
 COMMANDS = {
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     from confluent_kafka import KafkaException  # after it is known that it is there
 
+    from ..redis_faults import sentence
+
     if not all(_is_text(argument) for argument in (sys.argv[1:] if argv is None else argv)):
         click.echo("kafka-delivery: an argument is not UTF-8; a binary key or header is said as base64:...", err=True)
         sys.exit(2)
@@ -75,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except TimeoutError:
         sys.exit("kafka-delivery: Kafka did not answer in time; `kafka-delivery doctor` says more")
     except (RedisError, KombuError) as error:
-        sys.exit(
-            f"kafka-delivery: Redis: {error}; is KAFKA_DELIVERY_REDIS_URL right? `kafka-delivery doctor` says more"
-        )
+        sys.exit(f"kafka-delivery: {sentence(error, settings.current())}")
     except OSError as error:  # a full disk, for what is written to a file or to standard output
         sys.exit(f"kafka-delivery: {error.strerror or error}")
 

@@ -15,9 +15,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kafka_delivery.names import is_topic_name
+from kafka_delivery.names import PARKED_LOCK, is_topic_name
+from kafka_delivery.redis_client import RedisClient
 
 from ..broadcast import Broadcast
+from ..run_lock import RunLock
 
 Item = TypeVar("Item")
 
@@ -116,6 +118,15 @@ def counted(items: Iterable[Item], tell: Callable[[int], None]) -> Iterator[Item
         if not count % 1000:
             tell(count)
     tell(count)
+
+
+def parking_lock(redis: RedisClient, command: str) -> RunLock:
+    """One command at a time acts on parked items: two would send each twice, or discard what is being sent.
+
+    Raises:
+        NotAloneError: on entry: another one runs; the text says who.
+    """
+    return RunLock(redis, "the parking store", key=PARKED_LOCK, command=command)
 
 
 class AuditHandler(logging.StreamHandler[TextIO]):

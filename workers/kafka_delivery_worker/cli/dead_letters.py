@@ -28,8 +28,6 @@ from ..redrive import (
     Redrive,
     RedriveError,
     Result,
-    RunLock,
-    Runner,
     Selection,
     Span,
     discard,
@@ -37,7 +35,8 @@ from ..redrive import (
     plan,
     whole_letters,
 )
-from .acting import AuditHandler, Rate, Signals, Topic, counted, progress
+from ..run_lock import RunLock, Runner
+from .acting import AuditHandler, Rate, Signals, Topic, counted, parking_lock, progress
 from .filters import Filter, filter_options
 from .letters import (
     advice,
@@ -288,7 +287,7 @@ def redrive(
     now_ms = time.time_ns() // 1_000_000
     with ExitStack() as stack:
         backlog, selection = stack.enter_context(_opened(topic))
-        lock = None if dry_run else stack.enter_context(RunLock(redis, backlog.topic, cluster=s.cluster))
+        lock = None if dry_run else stack.enter_context(_alone(redis, backlog, "redrive"))
         at = _At(places, chosen)
         meant = selection(at, to)
         spans = backlog.spans()
@@ -309,6 +308,8 @@ def redrive(
             if as_json and not dry_run:
                 print_json({"topic": topic} | asdict(Result(left=left)))
             raise SystemExit(1 if left and not dry_run else 0)
+        # Those that lie in the parking store, a command on that store would send or discard at the same time.
+        store_lock = stack.enter_context(parking_lock(redis, "dead-letters redrive")) if planned.stored else None
         if not yes:
             click.confirm(f"Redrive {planned.total:,} dead letters?", abort=True, err=as_json)
         with Signals() as signals, progress("redriving", planned.total) as advance:
@@ -320,6 +321,7 @@ def redrive(
                 lock,
                 meant,
                 whole_letters(store, topic, now_ms, s.cluster),
+                store_lock,
                 rate=rate,
                 limit=limit,
                 stop=signals.told,
@@ -365,10 +367,9 @@ def discard_(
     """
     if not (places or chosen.asks or everything):
         raise click.UsageError("say which: by places, by options such as --error-code, or --all")
-    s = settings.current()
-    redis = RedisClient(s)
-    store = ParkingStore.of(redis, s)
-    with _opened(topic) as (backlog, selection), RunLock(redis, backlog.topic, cluster=s.cluster) as lock:
+    redis = RedisClient(settings.current())
+    store = ParkingStore.of(redis, settings.current())
+    with _opened(topic) as (backlog, selection), _alone(redis, backlog, "discard") as lock:
         at = _At(places, chosen)
         meant = selection(at)
         spans = backlog.spans()
@@ -411,6 +412,16 @@ def history_(limit: int, as_json: bool) -> None:
 
 
 # -- what commands share
+def _alone(redis: RedisClient, backlog: Backlog, verb: str) -> RunLock:
+    """One command at a time acts on a dead-letter topic.
+
+    Raises:
+        NotAloneError: on entry: another one runs; the text says who.
+    """
+    cluster = settings.current().cluster
+    return RunLock(redis, backlog.topic, command=f"dead-letters {verb}", cluster=cluster)
+
+
 @contextmanager
 def _opened(topic: str) -> Iterator[tuple[Backlog, Callable[..., Selection]]]:
     """The dead letters of `topic`, and what makes a selection of them from a filter."""

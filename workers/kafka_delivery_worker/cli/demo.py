@@ -50,6 +50,7 @@ from ..demo import (
 from ..embedded import free_port
 from ..installation import AnotherKafkaError, Installation
 from ..parking import ParkingStore
+from ..redis_faults import sentence
 from ..topics import admin
 from .output import console
 from .status import status
@@ -66,7 +67,7 @@ READ_LATE_S = 0.5
 """What the brokers sent before they went down is read and counted by then."""
 
 KAFKA_TIMEOUT_S = 5.0
-REDIS_TIMEOUT_S = 2.0
+REDIS_TIMEOUT_S = 5.0
 
 TOO_LARGE_BYTES = 50_000
 
@@ -141,7 +142,7 @@ def _check_given() -> None:
     except AnotherKafkaError as error:
         raise DemoError(str(error)) from error
     except (RedisError, KombuError, OSError) as error:
-        raise DemoError(f"no Redis answers at {shown}: {error}") from error
+        raise DemoError(sentence(error, s)) from error
     busy = [f"{_unfinished(found)} messages"] if _unfinished(found) else []
     if busy or found["workers"]:
         raise DemoError(

@@ -14,7 +14,7 @@ from kafka_delivery.redis_client import RedisClient
 from ..backlog import count
 from ..doctor import Creation, Finding, Level, ask_for_id, examine
 from ..installation import Installation, servers, shown
-from ..redrive import Runner
+from ..run_lock import Runner
 from .acting import AuditHandler
 from .output import console, json_option, print_json, table
 

@@ -21,7 +21,7 @@ from kafka_delivery import Record, app, send, settings
 from kafka_delivery.base import record_from
 from kafka_delivery.errors import EnqueueError, InvalidRecordError
 from kafka_delivery.marks import marked
-from kafka_delivery.names import DEAD_LETTER, DEFAULT_CLUSTER, PARKED_LOCK, REVIVED, SEND, SEND_MANY
+from kafka_delivery.names import DEAD_LETTER, DEFAULT_CLUSTER, REVIVED, SEND, SEND_MANY
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.tracing import passed_on
 
@@ -30,8 +30,8 @@ from ..envelopes import written_by
 from ..logs import be_plain
 from ..parked_items import as_it_lay, options_of
 from ..parking import DAMAGED, KINDS, Parked, ParkingStore, fingerprint
-from ..redrive import RedriveError, RunLock
-from .acting import AuditHandler, Pace, Rate, Signals, Topic, counted, progress
+from ..run_lock import NotAloneError, RunLock
+from .acting import AuditHandler, Pace, Rate, Signals, Topic, counted, parking_lock, progress
 from .filters import Filter, filter_options, topic_option
 from .letters import bar, code_name, data, for_people, hour
 from .output import console, json_line, json_option, moment, print_json, table, visible
@@ -228,7 +228,7 @@ def redrive(
             _send_again(store, item, to, lock)
         audit.warning("parked.redriven parked_id=%s topic=%s", item.id, to or item.topic)
 
-    with _alone(dry_run) as lock:
+    with _alone(dry_run, "redrive") as lock:
         _for_each(ids, chosen, everything, limit, do, Words("redrive", "redriven"), rate, dry_run, yes, as_json)
 
 
@@ -262,19 +262,12 @@ def discard(
             raise LeftError(CHANGED)
 
     words = Words("delete for good", "discarded")
-    with _alone(dry_run) as lock:
+    with _alone(dry_run, "discard") as lock:
         _for_each(ids, chosen, everything, limit, do, words, None, dry_run, yes, as_json)
 
 
-def _alone(dry_run: bool) -> AbstractContextManager[Any]:
-    """One command at a time acts on parked items: two would send each twice, or discard what is being sent.
-
-    Raises:
-        RedriveError: on entry: another one runs; the text says who.
-    """
-    if dry_run:
-        return nullcontext()
-    return RunLock(RedisClient(settings.current()), "the parking store", key=PARKED_LOCK)
+def _alone(dry_run: bool, verb: str) -> AbstractContextManager[Any]:
+    return nullcontext() if dry_run else parking_lock(RedisClient(settings.current()), f"parked {verb}")
 
 
 # -- which
@@ -379,7 +372,7 @@ def _for_each(
                 what = "still invalid: " if isinstance(error, InvalidRecordError) else ""
                 result.left[f"{what}{error}"] += 1
                 click.echo(visible(f"{item.id}: {what}{error}"), err=True)
-            except (EnqueueError, broker.BrokerError, RedisError, KombuError, RedriveError) as error:
+            except (EnqueueError, broker.BrokerError, RedisError, KombuError, NotAloneError) as error:
                 result.stopped = str(error)
                 break
             else:
@@ -391,7 +384,8 @@ def _for_each(
     else:
         click.echo(f"{result.done} {words.done}, {total - result.done} still parked")
         if result.stopped:
-            click.echo(f"Stopped before the end: {result.stopped}. Run it again to go on.", err=True)
+            advice = "" if "run it again" in result.stopped else " Run it again to go on."
+            click.echo(f"Stopped before the end: {result.stopped}.{advice}", err=True)
     if signals.number:
         raise SystemExit(128 + signals.number)
     if left or result.stopped:

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kafka_delivery import settings
-from kafka_delivery.names import CLUSTERS, DELAYED, HELD, WAITING, is_another_clusters
+from kafka_delivery.names import CLUSTERS, DELAYED, HELD, RELEASE_LOCK, WAITING, is_another_clusters
 from kafka_delivery.redis_client import RedisClient
 
 from ..breaker.store import alive
 from ..lease import Lease, script
+from ..run_lock import RunLock
 from .output import json_option, print_json
 
 AT_ONCE = 500
@@ -35,10 +36,11 @@ def command(as_json: bool) -> None:
     s = settings.current()
     redis = RedisClient(s)
     client, prefix = redis.client, redis.prefix
-    held, running = _release_held(redis, s)
-    # A worker that runs would take them back at once.
-    delayed = 0 if running else _release_delayed(client, prefix, s.cluster)
-    aside = 0 if running else _release_put_aside(client, prefix, s.cluster)
+    with RunLock(redis, "the release", key=RELEASE_LOCK, command="release") as lock:
+        held, running = _release_held(redis, s)
+        # A worker that runs would take them back at once.
+        delayed = 0 if running else _release_delayed(client, prefix, s.cluster, lock)
+        aside = 0 if running else _release_put_aside(client, prefix, s.cluster, lock)
     if as_json:
         print_json({"delayed": delayed, "put_aside": aside, "still_held": held, "still_running": running})
     else:
@@ -91,28 +93,35 @@ def _others_run(redis: RedisClient, s: settings.Settings) -> bool:
     return any(alive(redis, name) for name in known)
 
 
-def _release_put_aside(client: Any, prefix: str, cluster: str) -> int:
+def _release_put_aside(client: Any, prefix: str, cluster: str, lock: RunLock) -> int:
     """To the front of the queues, in order: it is older than what is there."""
-    released = 0
     registry = prefix + WAITING
+    moved = 0
     for member in client.smembers(registry):
-        if not _is_ours(member.decode().partition(":")[2], cluster):
+        name = member.decode(errors="surrogateescape")
+        if not _is_ours(name.partition(":")[2], cluster):
             continue
-        name = f"{registry}:{member.decode()}"
-        queue = prefix + member.decode().partition(":")[2]
-        while client.lmove(name, queue, "LEFT", "RIGHT") is not None:
-            released += 1
-        client.srem(registry, member)
-    return released
+        moved += _move(client, lock, f"{registry}:{name}", prefix + name.partition(":")[2], registry, member)
+    return moved
 
 
-def _release_delayed(client: Any, prefix: str, cluster: str) -> int:
-    released = 0
+def _release_delayed(client: Any, prefix: str, cluster: str, lock: RunLock) -> int:
+    """To the ends of the queues, the soonest first."""
     start = f"{prefix}{DELAYED}"
-    for key in client.scan_iter(f"{start}*"):
-        name = key.decode()
-        if not _is_ours(name[len(start) :], cluster):
-            continue
-        while moved := client.eval(script("release"), 2, name, prefix + name[len(start) :], AT_ONCE):
-            released += moved
-    return released
+    names = [key.decode()[len(start) :] for key in client.scan_iter(f"{start}*")]
+    return sum(_move(client, lock, start + name, prefix + name) for name in names if _is_ours(name, cluster))
+
+
+def _move(client: Any, lock: RunLock, source: str, target: str, registry: str = "", member: bytes = b"") -> int:
+    """How many were moved, in steps that each compare the lock.
+
+    Raises:
+        NotAloneError: the lock is lost; nothing more is moved.
+    """
+    keys = [lock.key, source, target, *filter(None, [registry])]
+    moved = 0
+    while some := client.eval(script("release"), len(keys), *keys, lock.token, AT_ONCE, member):
+        if some < 0:
+            raise lock.lost()
+        moved += some
+    return moved

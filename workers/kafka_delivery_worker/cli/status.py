@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from time import monotonic
 from typing import Any
 
 import click
+from celery.app.control import Control
 from rich.table import Table
 
 from kafka_delivery import app, settings
+from kafka_delivery.celery_app import broker_options
 from kafka_delivery.redis_client import RedisClient
 
 from .. import backlog, counts, paused, unserved
@@ -17,11 +21,15 @@ from ..parking import ParkingStore
 from .breaker import circuits
 from .output import console, json_option, moment, print_json, table
 
-REDIS_TIMEOUT_S = 2.0
-"""For each answer of Redis. Kombu connects a second time, 2 s later: a hung Redis is given up after 6 s."""
+REDIS_TIMEOUT_S = 5.0
+"""For each answer of Redis, which a slow network may keep for seconds. Kombu connects a second time: a Redis that
+hangs is given up after twice that."""
 
 WORKERS_TIMEOUT_S = 1.0
 """For the workers' answers. Nobody knows how many will come, so it is always waited for."""
+
+ROUND_TRIPS = 8
+"""To Redis, for which the workers' answers are waited for besides: theirs, to connect and to answer, and ours."""
 
 MOST_PARKED, WATCHED_PARKED = 10_000, 100
 """Of so many parked items, the oldest, the kinds are counted: each is read for that, with its payload. Of fewer, where
@@ -58,7 +66,7 @@ def _watch(redis: RedisClient, as_json: bool) -> None:
     if as_json:
         try:
             for answer in watch.answers(look):
-                print_json({"error": str(answer)} if isinstance(answer, Exception) else answer)
+                print_json({"error": watch.said(answer)} if isinstance(answer, Exception) else answer)
         except KeyboardInterrupt:
             return
     if not out.is_terminal:
@@ -93,6 +101,13 @@ def status(redis: RedisClient, most_parked: int = MOST_PARKED) -> dict[str, Any]
         redis.exceptions.RedisError: Redis cannot be reached or refuses.
         BrokerError: the same of another broker.
     """
+    # Beside the rest: a slow Redis makes it take as long as all of that.
+    with ThreadPoolExecutor(1, "kafka-delivery-workers") as asking:
+        answers = asking.submit(_workers, _round_trip_s(redis))
+        return _status(redis, most_parked, answers)
+
+
+def _status(redis: RedisClient, most_parked: int, workers: Future[list[str]]) -> dict[str, Any]:
     messages = backlog.read(redis)
     store = ParkingStore.of(redis, settings.current())
     parked = store.usage()
@@ -114,10 +129,10 @@ def status(redis: RedisClient, most_parked: int = MOST_PARKED) -> dict[str, Any]
             "max_bytes": parked.max_bytes,
             "kinds": dict(Counter(item.kind for item in islice(store.list(), most_parked))),
         },
-        "workers": _workers(),
         "paused": [one._asdict() for one in paused.read(redis)],
         "unserved": [one._asdict() for one in unserved.read(redis, settings.current())],
         "circuits": {one.scope: one.state for one in circuits(redis)},
+        "workers": workers.result(),
         "topics": {
             topic: {outcome: topics[topic].get(outcome, 0) for outcome in counts.OUTCOMES} for topic in sorted(topics)
         },
@@ -128,12 +143,32 @@ def _next(at_ms: int | None, now_ms: int) -> dict[str, Any] | None:
     return None if at_ms is None else {"at": moment(at_ms), "in_s": (at_ms - now_ms) / 1000}
 
 
-def _workers() -> list[str]:
-    """Names of the workers that serve our queues."""
-    ours = settings.current().queues
-    # Not `ping`: the workers of every Celery app in this database answer it.
-    served = app.control.inspect(timeout=WORKERS_TIMEOUT_S).active_queues() or {}
-    return sorted(worker for worker, queues in served.items() if any(queue["name"] in ours for queue in queues or ()))
+def _round_trip_s(redis: RedisClient) -> float:
+    redis.client.ping()  # connects
+    began = monotonic()
+    redis.client.ping()
+    return monotonic() - began
+
+
+def _workers(round_trip_s: float) -> list[str]:
+    """Names of the workers that serve our queues.
+
+    Args:
+        round_trip_s: what one to Redis takes.
+    """
+    s = settings.current()
+    patience_s = WORKERS_TIMEOUT_S + ROUND_TRIPS * round_trip_s
+    # Celery's own connection is a caller's, which gives a slow Redis up sooner.
+    options = broker_options(s, REDIS_TIMEOUT_S)["broker_transport_options"]
+    control = Control(app)
+    control.mailbox.producer_pool = None  # it asks by the connection that it is given
+    with app.connection_for_write(transport_options=options) as connection:
+        # Not `ping`: the workers of every Celery app in this database answer it.
+        replies = control.broadcast("active_queues", reply=True, timeout=patience_s, connection=connection) or ()
+    served = {worker: queues for reply in replies for worker, queues in reply.items()}
+    return sorted(
+        worker for worker, queues in served.items() if any(queue["name"] in s.queues for queue in queues or ())
+    )
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -16,8 +16,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from kafka_delivery import settings
+
 from .. import counts
 from ..broker import BrokerError
+from ..redis_faults import explained, sentence
 from .output import table
 
 EVERY_S = 1.0
@@ -83,7 +86,10 @@ class View:
         self._rates.add(self._heard, found["topics"])
 
     def failed(self, error: Exception) -> None:
-        self._fault = f"{type(error).__name__}: {error}"
+        if isinstance(error, RedisError | KombuError) and settings.current().queue_on_redis:
+            self._fault = f"Redis: {explained(error, settings.current()).what}"  # a line is short
+        else:
+            self._fault = said(error)
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = []
@@ -109,6 +115,13 @@ class View:
         if len(rates) > MOST_TOPICS:
             rows.append((f"and {len(rates) - MOST_TOPICS} more", *[""] * len(counts.OUTCOMES)))
         return table(f"A second, over the last {OVER_S:.0f}", ("topic", *counts.OUTCOMES), rows)
+
+
+def said(error: Exception) -> str:
+    """One of FAULTS in one line."""
+    if isinstance(error, RedisError | KombuError):
+        return sentence(error, settings.current())
+    return f"{type(error).__name__}: {error}"
 
 
 def answers(look: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any] | Exception]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, time
 from typing import Any
 
@@ -30,8 +31,9 @@ from .worker import outcomes
 
 log = logging.getLogger("kafka_delivery.exporter")
 
-REDIS_TIMEOUT_S = 1.0
-"""For each answer of Redis. One that hangs is given up after three of these, before Prometheus's own ten seconds."""
+REDIS_TIMEOUT_S = 3.0
+"""For each answer of Redis, which a slow network may keep for seconds. One that hangs is given up after three of these,
+before Prometheus's own ten seconds."""
 
 UUID = 36
 """Characters; a dead letter's task id, and that of a part of a batch, have more behind it."""
@@ -55,13 +57,14 @@ class FleetCollector(Collector):
 
     def collect(self) -> Iterable[Any]:
         """All of `catalogue.FLEET`, or only UP."""
+        parts = (lambda: self._messages(backlog.read(self._redis)), self._records, self._circuits, self._memory)
         try:
-            found = [
-                *self._messages(backlog.read(self._redis)),
-                *self._records(),
-                *self._circuits(),
-                *self._memory(),
-            ]
+            self._redis.client.ping()  # connects, or says at once that it cannot
+            with ThreadPoolExecutor(
+                len(parts), "kafka-delivery-exporter"
+            ) as pool:  # a slow Redis counts once, not thrice
+                answers = [pool.submit(lambda part=part: list(part())) for part in parts]  # type: ignore[misc]
+            found = [one for answer in answers for one in answer.result()]
         except (*QUEUE_FAULTS, BrokerError) as error:
             self._say(type(error).__name__)
             return [names.UP.of(0)]

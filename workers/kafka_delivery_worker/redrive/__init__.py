@@ -6,7 +6,7 @@ may send twice, under the same message ids.
 """
 
 from .backlog import Backlog, Cluster, Span
-from .done import RedriveError, RunLock, Runner, history
+from .done import RedriveError, history
 from .run import IN_FLIGHT, Redrive, Result, discard
 from .selection import Plan, Selection, plan
 from .whole import letters as whole_letters
@@ -19,8 +19,6 @@ __all__ = [
     "Redrive",
     "RedriveError",
     "Result",
-    "RunLock",
-    "Runner",
     "Selection",
     "Span",
     "discard",

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import (
     Consumer,
@@ -23,7 +23,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
-from kafka_delivery.names import REDRIVE_GROUP
+from kafka_delivery.names import REDRIVE_GROUP, REDRIVE_OFFSET
 from kafka_delivery.redis_client import RedisClient
 from kafka_delivery.settings import Settings
 
@@ -67,6 +67,17 @@ class Span:
     start: int
     end: int
     forgotten: bool = False
+
+
+class Committed(NamedTuple):
+    """The group's offset of a partition, and whether a run of ours moved it there, not a person."""
+
+    at: int
+    ours: bool
+
+    def late(self, remembered: int | None) -> bool:
+        """Whether a run put it behind what a newer run had reached."""
+        return self.ours and remembered is not None and self.at < remembered
 
 
 class Cluster:
@@ -272,7 +283,7 @@ class Backlog:
         )
 
     def commit(self, floors: Mapping[int, int], patience_s: float = KAFKA_S) -> None:
-        """Move the group's offsets: below them all is done.
+        """Move the group's offsets: below them all is done. Each says that a run of ours moved it.
 
         Args:
             floors: by partition.
@@ -282,7 +293,7 @@ class Backlog:
             KafkaException: Kafka refuses, or does not answer in time.
             TimeoutError: it does not answer at all.
         """
-        offsets = [TopicPartition(self.topic, partition, offset) for partition, offset in floors.items()]
+        offsets = [TopicPartition(self.topic, partition, floor, REDRIVE_OFFSET) for partition, floor in floors.items()]
 
         def alter() -> list[TopicPartition]:
             asked = self._cluster.admin.alter_consumer_group_offsets(
@@ -299,11 +310,14 @@ class Backlog:
             raise KafkaException(topic.error)
         return sorted(topic.partitions)
 
-    def _committed(self) -> dict[int, int | None]:
+    def _committed(self) -> dict[int, Committed | None]:
         """The group's offset of each partition; None where there is none."""
         asked = [TopicPartition(self.topic, partition) for partition in self._partitions()]
         found = _of_the_coordinator(lambda: self._consumer.committed(asked, timeout=KAFKA_S), KAFKA_S)
-        return {one.partition: one.offset if one.offset >= 0 else None for one in found}
+        return {
+            one.partition: Committed(one.offset, ours=one.metadata == REDRIVE_OFFSET) if one.offset >= 0 else None
+            for one in found
+        }
 
     def _topic_id(self) -> str:
         """What tells the topic from one that had its name before; "" where the cluster does not say."""
@@ -333,14 +347,16 @@ def _of_the_coordinator(ask: Callable[[], list[TopicPartition]], patience_s: flo
         sleep(POLL_S)
 
 
-def _span(partition: int, low: int, end: int, committed: int | None, remembered: int | None) -> Span:
+def _span(partition: int, low: int, end: int, committed: Committed | None, remembered: int | None) -> Span:
     """Where the backlog of a partition starts, from what Kafka and we know of it.
 
     A group's offset that is gone was forgotten by Kafka for its age, and is known here; one that is lower than what is
-    known here was reset by somebody who wants it all again. Behind the end lies what was known of an older topic.
+    known here was reset by somebody who wants it all again, unless a run of ours moved it: that one stood still, and
+    moved it after a newer run had gone further. Behind the end lies what was known of an older topic.
     """
-    forgotten = remembered is None or remembered > end or (committed is not None and committed < remembered)
-    start = committed if committed is not None else remembered if remembered is not None and not forgotten else low
+    at = None if committed is None or committed.late(remembered) else committed.at
+    forgotten = remembered is None or remembered > end or (at is not None and at < remembered)
+    start = at if at is not None else remembered if remembered is not None and not forgotten else low
     if not low <= start <= end:
         start = low
     return Span(partition, low, start, end, forgotten)

@@ -11,8 +11,8 @@ from confluent_kafka import KafkaException
 
 from ..dead_letter import DeadLetter
 from ..parking import ParkingStore
+from ..run_lock import NotAloneError, RunLock
 from .backlog import KAFKA_S, Backlog, Span
-from .done import RunLock
 
 log = logging.getLogger("kafka_delivery.redrive")
 
@@ -68,15 +68,41 @@ class Ledger:
 
     Marks come first, and segments are dropped last: a run that is killed in between has written too much, never too
     little.
+
+    Redis compares the lock with each write. Kafka cannot: a run that stands still between that and the move of the
+    group's offsets may put them back behind a newer run's. It takes that back, and until then `Backlog.spans` tells
+    such an offset from one that a person has reset.
+
+    Args:
+        backlog: where the dead letters are.
+        lock: on that topic.
+        spans: what there is.
+        store: where the whole ones lie.
+        store_lock: on that store; without it, no whole ones are among the letters.
+
+    Raises:
+        NotAloneError: another run has the lock.
     """
 
-    def __init__(self, backlog: Backlog, lock: RunLock, spans: Sequence[Span], store: ParkingStore) -> None:
-        self._backlog, self._lock, self._store = backlog, lock, store
+    def __init__(
+        self,
+        backlog: Backlog,
+        lock: RunLock,
+        spans: Sequence[Span],
+        store: ParkingStore,
+        store_lock: RunLock | None = None,
+    ) -> None:
+        self._backlog, self._lock, self._store, self._store_lock = backlog, lock, store, store_lock
         self._floors = Floors(spans)
         self._committed = {span.partition: span.start for span in spans}
         self._commit_at = monotonic() + COMMIT_S
-        backlog.commit(self._committed)  # from here on Kafka's own tools show the lag
-        backlog.done.begin(backlog.topic_id, self._committed, [span.partition for span in spans if span.forgotten])
+        forgotten = [span.partition for span in spans if span.forgotten]
+        backlog.done.begin(lock, backlog.topic_id, self._committed, forgotten)
+        self._move(self._committed, KAFKA_S)  # from here on Kafka's own tools show the lag
+
+    def lock_of(self, letter: DeadLetter) -> RunLock:
+        """What guards `letter` from other commands: where it lies says which."""
+        return self._lock if not letter.parked_id or self._store_lock is None else self._store_lock
 
     def take(self, letter: DeadLetter) -> None:
         """It is being worked on."""
@@ -92,14 +118,14 @@ class Ledger:
         """These wait no more.
 
         Raises:
-            RedriveError: another run has the lock.
+            NotAloneError: another run has the lock.
         """
         places = [(letter.partition, letter.offset) for letter in letters if not letter.parked_id]
         self._backlog.done.mark(self._lock, places, audit)
         for letter in letters:
             if letter.parked_id:
                 # Unless it was parked anew meanwhile; no mark has checked the lock, so this does.
-                self._store.remove(letter.parked_id, letter.parked_at_ms, self._lock)
+                self._store.remove(letter.parked_id, letter.parked_at_ms, self.lock_of(letter))
             else:
                 self._floors.done(letter)
         if monotonic() > self._commit_at:
@@ -116,7 +142,7 @@ class Ledger:
             Why Kafka's own tools do not know all of it, or "": Redis knows what is done.
 
         Raises:
-            RedriveError: another run has the lock.
+            NotAloneError: another run has the lock.
         """
         for partition, offset in self._backlog.reached.items():
             self._floors.end(partition, offset)
@@ -131,7 +157,7 @@ class Ledger:
         """Move the group's offsets as far as all is done.
 
         Raises:
-            RedriveError: another run has the lock.
+            NotAloneError: another run has the lock.
             KafkaException, TimeoutError: Kafka refuses, or does not answer in time.
         """
         floors = self._floors.now()
@@ -139,7 +165,18 @@ class Ledger:
         self._commit_at = monotonic() + COMMIT_S
         if not moved:
             return
-        self._backlog.done.check(self._lock)  # only who has the lock may move them
-        self._backlog.commit(moved, patience_s)
-        self._backlog.done.settle(self._committed, moved)
+        self._move(moved, patience_s)
+        self._backlog.done.settle(self._lock, self._committed, moved)
         self._committed |= moved
+
+    def _move(self, floors: Mapping[int, int], patience_s: float) -> None:
+        done = self._backlog.done
+        done.check(self._lock)  # only who has the lock may move them
+        self._backlog.commit(floors, patience_s)
+        try:
+            done.check(self._lock)
+        except NotAloneError:
+            _, newer = done.floors()
+            if ahead := {partition: newer[partition] for partition in floors if newer[partition] > floors[partition]}:
+                self._backlog.commit(ahead, patience_s)
+            raise

@@ -12,10 +12,12 @@ from typing import Any
 from celery.result import denied_join_result
 from celery.states import READY_STATES, SUCCESS
 from confluent_kafka import KafkaException
+from redis.exceptions import RedisError
 
 from kafka_delivery import app, send
 from kafka_delivery.circuits import CLOSED, read
 from kafka_delivery.errors import DeliveryError, EnqueueError, ParkingFullError
+from kafka_delivery.faults import said_by
 from kafka_delivery.marks import marked
 from kafka_delivery.names import CLUSTER_SCOPE, REDRIVES, REVIVED, TOPIC_SCOPE
 from kafka_delivery.record import Record
@@ -26,10 +28,12 @@ from kafka_delivery.tracing import passed_on
 from ..broadcast import Broadcast
 from ..counts import Counts
 from ..dead_letter import DeadLetter
+from ..envelopes import written_by
 from ..parked_items import Reason, of_record
 from ..parking import ParkingStore, Times
+from ..run_lock import RunLock
 from .backlog import Backlog, Span
-from .done import RedriveError, RunLock
+from .done import RedriveError, script
 from .ledger import Ledger
 from .selection import PARK, Selection
 
@@ -93,7 +97,8 @@ class Redrive:
         redis: the queue and results.
         store: takes what was redriven too often.
         backlog: where the dead letters are.
-        lock: held by the caller.
+        lock: on the dead-letter topic, held by the caller.
+        store_lock: on the parking store, the same; only with it is `whole` looked at.
         selection: which of them, and where they go.
         whole: dead letters that are parked instead, see `whole.letters`.
         rate: sends a second at most; None for as many as the workers take.
@@ -112,6 +117,7 @@ class Redrive:
         lock: RunLock,
         selection: Selection,
         whole: Iterable[DeadLetter] = (),
+        store_lock: RunLock | None = None,
         *,
         rate: float | None,
         limit: int | None,
@@ -122,8 +128,9 @@ class Redrive:
         self._settings, self._redis, self._backlog, self._lock = settings, redis, backlog, lock
         self._selection, self._rate, self._limit = selection, rate, limit
         self._stop, self._keep_going, self._tell = stop, keep_going, tell
-        self._store = store
-        self._whole = whole
+        self._store, self._store_lock = store, store_lock
+        self._whole = whole if store_lock is not None else ()
+        self._publish = redis.client.register_script(script("send"))
         self._counts = Counts(redis, settings.counts_interval_s)
         self._flying: dict[str, _Sent] = {}
         self._in_a_row = 0
@@ -135,9 +142,10 @@ class Redrive:
         """Send what is chosen of `spans`; return what became of it.
 
         Raises:
+            NotAloneError: another command may have its lock; nothing more is sent.
             RedriveError, RedisError, KafkaException: it cannot go on. What is done is done; what is not, waits.
         """
-        self._ledger = Ledger(self._backlog, self._lock, spans, self._store)
+        self._ledger = Ledger(self._backlog, self._lock, spans, self._store, self._store_lock)
         taken = 0
         try:
             for letter in chain(self._letters(spans), self._whole):
@@ -181,18 +189,41 @@ class Redrive:
 
     def _send(self, letter: DeadLetter, record: Record) -> None:
         key = app.backend.get_key_for_task(record.id)
-        app.backend.client.delete(key)  # of an earlier send: it would tell that one's outcome
         places = of_record(record, NO_REASON).places
         (parked_at,) = self._store.parked_at([places])
         self._flying[record.id] = _Sent(letter, record.topic, key, places, parked_at, monotonic())
         headers = marked({REVIVED: True, REDRIVES: letter.redrive_count + 1})
-        try:
+
+        def publish(producer: Any) -> None:
+            options = {} if producer is None else {"producer": producer}
             # Nothing is subscribed to: outcomes are looked up, many at once.
             with denied_join_result(), passed_on():
-                send.apply_async((record,), ignore_result=False, headers=headers)
+                send.apply_async((record,), ignore_result=False, headers=headers, **options)
+
+        # The result of an earlier send goes, which would tell that one's outcome.
+        try:
+            if self._settings.queue_on_redis:
+                self._put(letter, [key], written_by(publish))
+            else:
+                self._put(letter, [key], ())
+                publish(None)
         except EnqueueError as error:
             self.result.stopped = f"the queue did not confirm a record ({error.reason})"
+        except RedisError as error:  # whether it is queued is unknown: it counts as under way
+            self.result.stopped = f"the queue did not confirm a record ({said_by(error)})"
         self.result.sent += 1
+
+    def _put(self, letter: DeadLetter, results: Sequence[str], messages: Sequence[tuple[str, str]]) -> None:
+        """Queue messages and drop results, in one step, as long as the lock holds.
+
+        Raises:
+            NotAloneError: the lock is lost; nothing is done.
+            RedisError: Redis refused, or did not answer.
+        """
+        lock = self._ledger.lock_of(letter)
+        keys = [lock.key, *results, *(self._redis.prefix + queue for queue, _ in messages)]
+        if not self._publish(keys, [lock.token, len(results), *(message for _, message in messages)]):
+            raise lock.lost()
 
     def _park(self, letter: DeadLetter, record: Record) -> None:
         reason = Reason(
@@ -203,7 +234,7 @@ class Redrive:
         )
         item = of_record(record, reason, retries=letter.retry_count, redrives=letter.redrive_count)
         try:
-            self._store.park(item)
+            self._store.park(item, self._ledger.lock_of(letter))
         except ParkingFullError as error:
             self.result.stopped = str(error)
             return  # it waits where it is
@@ -253,13 +284,13 @@ class Redrive:
         self._backlog.done.check(self._lock)  # a process that was stopped for a while may have lost it
         if self._flying:
             flying = list(self._flying.values())
-            stored = app.backend.mget([sent.key for sent in flying])
+            stored = self._redis.client.mget([sent.key for sent in flying])
             ended = [sent for sent, meta in zip(flying, stored, strict=True) if meta and self._ends(meta)]
             ended += self._parked_on_the_way([sent for sent in flying if sent not in ended and now - sent.at > LOST_S])
             if ended:
                 self._news_at = now
                 self._ledger.done([sent.letter for sent in ended])
-                app.backend.client.delete(*(sent.key for sent in ended))
+                self._put(ended[0].letter, [sent.key for sent in ended], ())
                 for sent in ended:
                     del self._flying[sent.letter.message_id]
         else:
@@ -362,7 +393,7 @@ def discard(
     """Let dead letters wait no more, without sending them; return how many. Kafka keeps them as long as it does.
 
     Raises:
-        RedriveError, RedisError, KafkaException: it cannot go on. What is discarded is discarded.
+        NotAloneError, RedriveError, RedisError, KafkaException: it cannot go on. What is discarded is discarded.
     """
     ledger = Ledger(backlog, lock, spans, store)
     batch: list[DeadLetter] = []

@@ -36,12 +36,13 @@ class Fate:
 @dataclass(slots=True)
 class Plan:
     """What a run would do; counts by target, by error, and by the reason why something stays; `whole` of those that are
-    sent lie in the parking store."""
+    sent, and `stored` of all, lie in the parking store."""
 
     waiting: int = 0
     send: Counter[str] = field(default_factory=Counter)
     errors: Counter[tuple[str, int | None]] = field(default_factory=Counter)
     whole: int = 0
+    stored: int = 0
     park: int = 0
     not_chosen: int = 0
     left: Counter[str] = field(default_factory=Counter)
@@ -56,6 +57,7 @@ class Plan:
                 self.not_chosen += 1
             return
         self.errors[letter.error_class, letter.error_code] += 1
+        self.stored += bool(letter.parked_id)
         if fate.what == PARK:
             self.park += 1
         else:
