@@ -97,7 +97,9 @@ class Master:
                 took = monotonic() - began
                 self._changed.wait_for(lambda: not self._asked, min(OTHERS_S + 2 * took, max(0.0, patience_s - took)))
             master = self._best(monotonic())
-            said = ", ".join(f"{self.addresses[n][0]}:{self.addresses[n][1]} {why}" for n, why in self._faults.items())
+            said = ", ".join(
+                f"{self.addresses[n][0]}:{self.addresses[n][1]} {why}" for n, why in sorted(self._faults.items())
+            )
         if master is None:
             raise MasterNotFoundError(f"No master found for {self.name!r}" + (f" : {said}" if said else ""))
         self._drop_others(master)
