@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import textwrap
 import threading
@@ -23,12 +24,37 @@ import redis
 
 from kafka_delivery import app, names, send
 from kafka_delivery_worker.breaker import store
+from kafka_delivery_worker.embedded import MockKafka
 from kafka_delivery_worker.lease import script
 from servers import AnyRedis, wait_until
 from stack import Stack, Worker
 
 ALONE = ("--without-mingle", "--without-gossip")
 """Options of a worker that does not look for others when it starts: it is ready a second sooner."""
+
+
+@contextmanager
+def outage_after_the_first_answer(system: Stack, kafka: MockKafka) -> Iterator[None]:
+    """Workers that are started in the block get Kafka's first answer, and claim their first message when it is away.
+
+    One that never had an answer claims nothing.
+    """
+    before = len(system.workers)
+    system.redis.set(names.GATE, 1)
+    kafka.up()
+    yield
+    wait_until(lambda: all("producer.ready" in one.log for one in system.workers[before:]), 60, "Kafka's first answer")
+    kafka.down()
+    system.redis.delete(names.GATE)
+
+
+def two_in_an_outage(system: Stack, kafka: MockKafka, **changes: Any) -> list[Worker]:
+    """Two such workers. The second one stands still (SIGSTOP) until the caller lets it go on."""
+    with outage_after_the_first_answer(system, kafka):
+        workers = [system.worker(*ALONE, **changes) for _ in range(2)]
+        wait_until(lambda: "producer.ready" in workers[1].log, 60, "Kafka's first answer")
+        workers[1].signal(signal.SIGSTOP)
+    return workers
 
 
 @contextmanager

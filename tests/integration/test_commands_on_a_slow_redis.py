@@ -23,8 +23,6 @@ CALLERS_S = "0.02"
 
 SLOW = (0.05, 0.05)
 
-VERY_SLOW = pytest.param((2.0, 1.0), marks=[pytest.mark.long, pytest.mark.timeout(400)], id="seconds")
-
 
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[Valkey]:
@@ -46,12 +44,22 @@ def system(valkey: Valkey, proxy: Proxy, mock_kafka: MockKafka) -> Iterator[Stac
         yield system
 
 
-@pytest.mark.parametrize("slow", [pytest.param(SLOW, id="moments"), VERY_SLOW])
-def test_status_answers(system: Stack, proxy: Proxy, slow: tuple[float, float]) -> None:
-    proxy.slow(*slow)
+def status_answers(system: Stack) -> None:
     found: dict[str, Any] = json.loads(system.command("status", "--json").stdout)
     assert found["workers"] == []
     assert found["circuits"] == {"cluster": "closed"}
+
+
+def exporter_answers(system: Stack) -> None:
+    collector = FleetCollector(Settings.from_env(system.env()))
+    up, *rest = collector.collect()
+    assert [sample.value for sample in up.samples] == [1]
+    assert rest
+
+
+def test_status_answers(system: Stack, proxy: Proxy) -> None:
+    proxy.slow(*SLOW)
+    status_answers(system)
 
 
 def test_what_is_parked_is_sent_again(system: Stack, proxy: Proxy) -> None:
@@ -87,10 +95,6 @@ def test_the_doctor_measures_it(system: Stack, proxy: Proxy) -> None:
     assert levels["redis-latency"] == "ok"
 
 
-@pytest.mark.parametrize("slow", [pytest.param(SLOW, id="moments"), VERY_SLOW])
-def test_the_exporter_answers(system: Stack, proxy: Proxy, slow: tuple[float, float]) -> None:
-    proxy.slow(*slow)
-    collector = FleetCollector(Settings.from_env(system.env()))
-    up, *rest = collector.collect()
-    assert [sample.value for sample in up.samples] == [1]
-    assert rest
+def test_the_exporter_answers(system: Stack, proxy: Proxy) -> None:
+    proxy.slow(*SLOW)
+    exporter_answers(system)

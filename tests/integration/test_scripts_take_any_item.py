@@ -19,6 +19,7 @@ import kafka_delivery_worker
 from kafka_delivery_worker.embedded import Valkey
 from kafka_delivery_worker.lease import script
 from kafka_delivery_worker.parking import _script as of_parking
+from kafka_delivery_worker.redrive.done import script as redrive_script
 from kafka_delivery_worker.task_ids import LOOKED_AT, LOOKS
 from servers import AnyRedis
 
@@ -87,8 +88,16 @@ def reap(client: AnyRedis, item: str) -> None:
 
 
 def release(client: AnyRedis, item: str) -> None:
+    client.set("lock", "token")
     client.zadd("delayed", {item: 1})
-    client.eval(script("release"), 2, "delayed", "list", 10)
+    client.eval(script("release"), 3, "lock", "delayed", "list", "token", 10, "")
+    client.lpush("aside", item)
+    client.eval(script("release"), 4, "lock", "aside", "list", "waiting", "token", 10, "member")
+
+
+def send(client: AnyRedis, item: str) -> None:
+    client.set("lock", "token")
+    client.eval(redrive_script("send"), 3, "lock", "result", "list", "token", 1, item)
 
 
 def recall(client: AnyRedis, item: str) -> None:
@@ -115,6 +124,7 @@ def parking(name: str) -> Callable[[AnyRedis, str], None]:
             "park": [3, "a", "0123456789abcdef", 1, item, 0],
             "unpark": [4, "lock", "a", "17", "token"],
             "send_back": [5, "lock", "list", "a", "17", "token", item],
+            "drop": [4, "lock", "a", "", "token"],
             "taken": [3],
         }
         keys, *rest = arguments[name]
@@ -128,15 +138,17 @@ CALLS: dict[str, Callable[[AnyRedis, str], None]] = {
     "claim, of a dead process": lambda client, item: claim(client, item, died=1),
     "reap": reap,
     "release": release,
+    "redrive/send": send,
     "recall": recall,
     "fronts": fronts,
     "find": find,
-} | {name: parking(name) for name in ("park", "unpark", "send_back", "taken")}
+} | {name: parking(name) for name in ("park", "unpark", "send_back", "taken", "drop")}
 
 BEFORE_OTHERS = {"deaths", "room", "breaker/circuit"}
 """Not scripts by themselves."""
 WITHOUT_ITEMS = {
-    "renew", "redrive/mark", "breaker/admit", "breaker/force", "breaker/report", "breaker/settle",
+    "renew", "remember", "run_lock", "redrive/floors", "redrive/mark", "breaker/admit", "breaker/force",
+    "breaker/report", "breaker/settle",
 }  # fmt: skip
 """They see names, numbers and what scripts wrote themselves."""
 

@@ -23,7 +23,7 @@ from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from servers import RealRedis, have_real_redis, missing, valkey_binary, wait_until
 from stack import Stack, Worker, stack
-from watching import ALONE, looks, other_worker
+from watching import ALONE, looks, other_worker, outage_after_the_first_answer, two_in_an_outage
 
 pytestmark = pytest.mark.long
 
@@ -97,9 +97,9 @@ class TestDeadWorkers:
     def test_what_one_held_is_back_within_a_lease_at_the_front(self, system: Stack, mock: MockKafka) -> None:
         down_for_long(system, mock)
         ids = records(130)
-        dead = system.worker(*ALONE, MAX_IN_FLIGHT=50)
+        dead, living = two_in_an_outage(system, mock, MAX_IN_FLIGHT=50)
         wait_until(lambda: held(system) == 50, 60, "fifty in flight")
-        living = system.worker(*ALONE, MAX_IN_FLIGHT=50)
+        living.signal(signal.SIGCONT)
         wait_until(lambda: held(system) == 100, 60, "a hundred in flight")
         wait_until(lambda: renewed_s(system) > LEASE_S, 60, "somebody to have renewed for a whole lease")
 
@@ -121,9 +121,9 @@ class TestDeadWorkers:
     ) -> None:
         down_for_long(system, mock)
         ids = records(200)
-        stopped = system.worker(*ALONE, MAX_IN_FLIGHT=50)
+        stopped, other = two_in_an_outage(system, mock, MAX_IN_FLIGHT=50)
         wait_until(lambda: held(system) == 50, 60, "fifty in flight")
-        other = system.worker(*ALONE, MAX_IN_FLIGHT=50)
+        other.signal(signal.SIGCONT)
         wait_until(lambda: held(system) == 100, 60, "a hundred in flight")
         stopped.signal(signal.SIGSTOP)
         wait_until(lambda: held(system) == 50, 60, "its lease to end")
@@ -214,7 +214,8 @@ class TestBusyWorkers:
         down_for_long(system, mock)
         word, other_word = tmp_path / "word", tmp_path / "other word"
         code = BUSY.format(word=str(word), other_word=str(other_word))
-        busy = other_worker(system, tmp_path, code, LEASE_S=BUSY_LEASE_S)
+        with outage_after_the_first_answer(system, mock):
+            busy = other_worker(system, tmp_path, code, LEASE_S=BUSY_LEASE_S)
         (sent,) = records(1)
         wait_until(lambda: held(system) == 1, 60, "it to be in flight")
         watching = system.worker(*ALONE, LEASE_S=BUSY_LEASE_S)
@@ -269,7 +270,8 @@ class TestBrokenConnections:
             RealRedis(tmp_path, binary=program, options={"appendfsync": "always"}) as server,
             stack(server.url, mock, LEASE_S=LEASE_S, LINGER_MS=0) as system,
         ):
-            workers = [system.worker(*ALONE, MAX_IN_FLIGHT=100) for _ in range(2)]
+            workers = two_in_an_outage(system, mock, MAX_IN_FLIGHT=100)
+            workers[1].signal(signal.SIGCONT)
             ids = records(2000)
             for n in (1, 2):
                 wait_until(lambda n=n: delivered(system) > n * 300, 60, "some deliveries")  # type: ignore[misc]
@@ -296,7 +298,8 @@ class TestBrokenConnections:
         ):
             down_for_long(system, mock)
             ids = records(300)
-            workers = [system.worker(*ALONE, MAX_IN_FLIGHT=100) for _ in range(2)]
+            workers = two_in_an_outage(system, mock, MAX_IN_FLIGHT=100)
+            workers[1].signal(signal.SIGCONT)
             wait_until(lambda: held(system) == 200, 60, "two hundred in flight")
             wait_until(lambda: renewed_s(system) > BUSY_LEASE_S, 60, "the end of a lease to be believed")
             server.pause()
@@ -327,7 +330,8 @@ class TestOtherTransports:
     def test_celerys_worker_takes_over_from_a_leased_one(self, system: Stack, mock: MockKafka) -> None:
         down_for_long(system, mock)
         ids = records(100)
-        leased = system.worker(*ALONE, MAX_IN_FLIGHT=60, SHUTDOWN_TIMEOUT_S=1)
+        with outage_after_the_first_answer(system, mock):
+            leased = system.worker(*ALONE, MAX_IN_FLIGHT=60, SHUTDOWN_TIMEOUT_S=1)
         wait_until(lambda: held(system) == 60, 60, "sixty in flight")
         leased.stop()
         assert queued(system) == ids

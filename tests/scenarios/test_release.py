@@ -16,7 +16,7 @@ from kafka_delivery.names import DEATHS
 from kafka_delivery_worker.embedded import MockKafka, Valkey
 from servers import wait_until
 from stack import Stack, leftovers, stack
-from watching import ALONE, bring_forward, end_leases
+from watching import ALONE, bring_forward, end_leases, outage_after_the_first_answer
 
 TOPIC = "released"
 QUEUE, DEAD_LETTERS = "kafka-delivery", "kafka-delivery-dlq"
@@ -54,7 +54,8 @@ def queued(system: Stack, name: str = QUEUE) -> list[str]:
 
 @pytest.mark.smoke
 def test_celerys_transport_delivers_what_leased_workers_had_put_aside_or_held(system: Stack, mock: MockKafka) -> None:
-    killed = system.worker(*ALONE, MAX_IN_FLIGHT=10, CONCURRENCY=10)
+    with outage_after_the_first_answer(system, mock):
+        killed = system.worker(*ALONE, MAX_IN_FLIGHT=10, CONCURRENCY=10)
     delayed = [send.apply_async((TOPIC, "x"), countdown=3600).id for _ in range(3)]
     last = send.apply_async((TOPIC, "x"), countdown=3600, priority=9).id
     letter = dead_letter.apply_async((TOPIC, "x"), countdown=3600).id
@@ -85,12 +86,13 @@ def test_celerys_transport_delivers_what_leased_workers_had_put_aside_or_held(sy
     assert set(Counter(system.ids(TOPIC, f"{TOPIC}-dlq")).values()) == {1}
 
 
-def test_a_message_that_took_too_many_workers_down_is_parked(system: Stack) -> None:
+def test_a_message_that_took_too_many_workers_down_is_parked(system: Stack, mock: MockKafka) -> None:
     """Not left where leased workers alone would find it."""
     sent = send.delay(TOPIC, "poison")
     (envelope,) = system.redis.lrange(QUEUE, 0, -1)
     system.redis.hset(DEATHS, hashlib.sha1(envelope).hexdigest(), "40")  # noqa: S324
-    worker = system.worker(*ALONE)
+    with outage_after_the_first_answer(system, mock):
+        worker = system.worker(*ALONE)
     wait_until(lambda: count(system, "held") == 1, 60, "it to be in flight")
     worker.kill()
     end_leases(system.redis)
@@ -104,7 +106,8 @@ def test_a_message_that_took_too_many_workers_down_is_parked(system: Stack) -> N
 @pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["people", "programs"])
 def test_what_a_living_worker_holds_is_its_own(system: Stack, mock: MockKafka, arguments: tuple[str, ...]) -> None:
     sent = {send.delay(TOPIC, str(n)).id for n in range(5)}
-    worker = system.worker(*ALONE)
+    with outage_after_the_first_answer(system, mock):
+        worker = system.worker(*ALONE)
     wait_until(lambda: count(system, "held") == 5, 60, "five in flight")
     system.settings["LEASE_S"] = "1"  # the command waits for two and a half
 
@@ -125,9 +128,10 @@ def test_what_a_living_worker_holds_is_its_own(system: Stack, mock: MockKafka, a
     assert set(Counter(system.ids(TOPIC)).values()) == {1}
 
 
-def test_beside_a_worker_that_runs_nothing_is_released(system: Stack) -> None:
+def test_beside_a_worker_that_runs_nothing_is_released(system: Stack, mock: MockKafka) -> None:
     """Delayed messages would be put aside again at once, and the worker's end would leave them there."""
-    system.worker(*ALONE)
+    with outage_after_the_first_answer(system, mock):
+        system.worker(*ALONE)
     send.apply_async((TOPIC, "x"), countdown=3600)
     wait_until(lambda: count(system, "delayed") == 1, 60, "it to be put aside")
     system.settings["LEASE_S"] = "1"

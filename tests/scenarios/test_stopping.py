@@ -17,7 +17,7 @@ from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka
 from servers import wait_until
 from stack import Stack, Worker, stack
-from watching import ALONE, emptied, looks
+from watching import ALONE, emptied, looks, outage_after_the_first_answer
 
 TOPIC = "stopping"
 PROMPT_S = 60
@@ -65,9 +65,13 @@ def held(system: Stack) -> int:
 
 def busy_worker_while_kafka_is_down(system: Stack, pool: str, **changes: Any) -> tuple[Worker, set[str]]:
     """A worker with records in librdkafka's hands that go nowhere, and all ids that were sent."""
-    mock(system).down()
     ids = {send.delay(TOPIC, str(n)).id for n in range(50)}
-    worker = system.worker(*ALONE, *POOLS[pool], **changes)
+    if pool == "in-flight":
+        with outage_after_the_first_answer(system, mock(system)):
+            worker = system.worker(*ALONE, *POOLS[pool], **changes)
+    else:  # they make their clients for their first records
+        mock(system).down()
+        worker = system.worker(*ALONE, *POOLS[pool], **changes)
     wait_until(lambda: "producer.error" in worker.log and held(system) > 0, 60, "the worker to meet the outage")
     return worker, ids
 

@@ -73,7 +73,7 @@ def count(redis: RedisClient, queues: Iterable[str]) -> int:
     if not settings.current().queue_on_redis:
         return sum(broker.waiting(queue) or 0 for queue in queues)
     prefix, lists = redis.prefix, lists_of(queues)
-    aside = [member.decode() for member in redis.client.smembers(prefix + WAITING)]
+    aside = _texts(redis.client.smembers(prefix + WAITING))
     with redis.client.pipeline(transaction=True) as pipe:
         for name in lists:
             pipe.llen(prefix + name)

@@ -634,6 +634,7 @@ class Producer:
             fresh.current = False
             fresh.close()
         elif before is None:
+            log.info("producer.ready")
             self._tell("")
         for pending, unsent in waiting:
             self._send_or_wait(pending, unsent)

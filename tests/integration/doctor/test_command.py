@@ -25,7 +25,7 @@ def test_people_get_marks_and_what_to_do(mock_kafka: MockKafka) -> None:
     text = " ".join(done.stdout.replace("│", " ").split())
     assert "✓ settings understood" in text
     assert f"✗ redis OperationalError: Error 111 connecting to {NOBODY}. Connection refused." in text
-    assert "To do: is a Redis at" in text
+    assert "To do: Does Redis run, and is KAFKA_DELIVERY_REDIS_URL right?" in text
     assert "✗ topic '[red]' cannot be" in text
     assert text.endswith("2 error(s), 0 warning(s), 4 ok")
     assert SECRET not in text
