@@ -270,8 +270,7 @@ class TestBrokenConnections:
             RealRedis(tmp_path, binary=program, options={"appendfsync": "always"}) as server,
             stack(server.url, mock, LEASE_S=LEASE_S, LINGER_MS=0) as system,
         ):
-            workers = two_in_an_outage(system, mock, MAX_IN_FLIGHT=100)
-            workers[1].signal(signal.SIGCONT)
+            workers = [system.worker(*ALONE, MAX_IN_FLIGHT=100) for _ in range(2)]
             ids = records(2000)
             for n in (1, 2):
                 wait_until(lambda n=n: delivered(system) > n * 300, 60, "some deliveries")  # type: ignore[misc]

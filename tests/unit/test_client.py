@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from confluent_kafka import cimpl
 
 from kafka_delivery.errors import SettingsError
 from kafka_delivery.settings import Settings
+from kafka_delivery_worker import client
 from kafka_delivery_worker.client import NotMadeError, connect, identities, own_class
 from kafka_delivery_worker.producer import check_properties
 
@@ -106,3 +108,29 @@ class TestFiles:
 
 def test_the_class_is_confluents_own() -> None:
     assert own_class() is cimpl.Producer
+
+
+class TestLog:
+    FAIL = "FAIL [kafka-delivery#producer-1] [thrd:%s]: %s: Connect to ipv4#%s failed: Connection refused"
+
+    def said(self, few: client.FewerFailures, text: str, *args: str) -> bool:
+        return few.filter(logging.LogRecord("l", logging.ERROR, "p", 1, text, args, None))
+
+    def test_a_broker_that_is_away_is_named_once_in_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 100.0
+        monkeypatch.setattr(client, "monotonic", lambda: now)
+        few = client.FewerFailures()
+        one, other = ("a:1", "a:1", "a:1"), ("b:1", "b:1", "b:1")
+        assert self.said(few, self.FAIL, *one)
+        assert self.said(few, self.FAIL, *other)
+        now += 9.9
+        assert not self.said(few, self.FAIL, *one)
+        assert self.said(few, "ERROR [x] [thrd:a:1]: something else")
+        now += 0.2
+        assert self.said(few, self.FAIL, *one)
+
+    def test_it_remembers_a_bounded_number_of_brokers(self) -> None:
+        few = client.FewerFailures()
+        for n in range(3 * few.MOST):
+            self.said(few, self.FAIL, *[f"b{n}:1"] * 3)
+        assert len(few._said_at) <= few.MOST

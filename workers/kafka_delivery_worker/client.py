@@ -14,14 +14,48 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Any, TypeAlias
 
 import confluent_kafka
 from confluent_kafka import KafkaException
 
 log = logging.getLogger("kafka_delivery.producer")
+
+
+class FewerFailures(logging.Filter):
+    """Lets one line pass for each broker that cannot be reached, and the next one after a while.
+
+    librdkafka logs each try to connect. While Kafka is away, who waits for its first answer makes it try each broker
+    several times a second.
+    """
+
+    PAUSE_S = 10.0
+    MOST = 1_000
+    """Brokers that are remembered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        found = _FAIL.match(record.getMessage())
+        if found is None:
+            return True
+        said_at = self._said_at.get(found[1])
+        if said_at is not None and monotonic() - said_at < self.PAUSE_S:
+            return False
+        if len(self._said_at) >= self.MOST:
+            self._said_at.clear()
+        self._said_at[found[1]] = monotonic()
+        return True
+
+
+_FAIL = re.compile(r"FAIL \[[^\]]*\] \[thrd:([^\]]*)\]")
+
 librdkafka_log = logging.getLogger("kafka_delivery.librdkafka")
+librdkafka_log.addFilter(FewerFailures())
 
 FILES = (
     "ssl.ca.location",
