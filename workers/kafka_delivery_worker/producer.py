@@ -75,8 +75,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 LOOK_S = 10.0
 """How often the files of the client are looked at, and which Kafka it is connected to."""
 
-ASK_S = 1.0
-"""How long each question to Kafka for its id may take, in seconds. While Kafka is away, one follows the other."""
+ASK_S, LONGEST_ASK_S = 1.0, 30.0
+"""How long a question to Kafka for its id may take, in seconds. While Kafka is away, one follows the other. Those of a
+new client have twice as long each time: a Kafka that is slow is no Kafka that is away."""
 
 RETIRED_POLL_S = 0.05
 """How long a poll of a client that takes no new records waits for a report."""
@@ -195,6 +196,8 @@ class Producer:
         """A client of which it is not known yet which Kafka it is connected to."""
         self._asking = threading.Lock()
         """Held while a client is asked which Kafka it is connected to, and while clients are ended."""
+        self._ask_s = ASK_S
+        """How long the next question may take."""
         self._doubtful = False
         """All brokers were away since that was known, so it may be another one."""
         self._on_failure = on_failure
@@ -552,7 +555,7 @@ class Producer:
         if self._admit is None:
             return True
         asked = monotonic()
-        here, failure = self._ask(connection)
+        here, failure = self._ask_again(connection) if connection is self._made else self._ask(connection)
         if failure is not None and connection is self._made:
             self._replace(connection, failure)
             return False
@@ -561,18 +564,25 @@ class Producer:
         if here is None:
             self._pause(max(0.0, asked + ASK_S - monotonic()))
             return False
+        self._ask_s = ASK_S
         self._admit(here)
         return True
 
     def _ask(self, connection: Connection) -> tuple[str | None, KafkaError | None]:
         """Return the id of a client's Kafka, None without an answer, and the error if the client has failed."""
-        with self._asking:  # a client must not end meanwhile
-            if self._closing:
-                return None, None
-            try:
-                return kafka_id(connection.client, ASK_S), None
-            except KafkaException:
-                return None, self._serve(connection, partial(connection.client.poll, 0))  # what its brokers say
+        timeout_s, self._ask_s = self._ask_s, min(2 * self._ask_s, LONGEST_ASK_S)
+        return self._asked(connection, timeout_s)
+
+    def _ask_again(self, connection: Connection) -> tuple[str | None, KafkaError | None]:
+        """The same of the client that takes records, which must not end meanwhile, and soon where it has to."""
+        with self._asking:
+            return (None, None) if self._closing else self._asked(connection, ASK_S)
+
+    def _asked(self, connection: Connection, timeout_s: float) -> tuple[str | None, KafkaError | None]:
+        try:
+            return kafka_id(connection.client, timeout_s), None
+        except KafkaException:
+            return None, self._serve(connection, partial(connection.client.poll, 0))  # what its brokers say
 
     def _look_again(self) -> None:
         """Look whether Kafka is still the same. Another one may have come up in its place, or another be meant now."""

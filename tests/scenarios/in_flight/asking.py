@@ -12,6 +12,7 @@ from kafka_delivery_worker import counts
 from kafka_delivery_worker.embedded import MockKafka
 from servers import wait_until
 from stack import Stack, Worker
+from watching import ALONE, outage_after_the_first_answer
 
 TOPIC = "in-flight"
 PAYLOAD = "secret-payload"
@@ -80,7 +81,15 @@ def without_circuits(system: Stack) -> None:
 def down_for_long(system: Stack) -> None:
     """Take Kafka down without that workers stop claiming after a few seconds of it."""
     without_circuits(system)
+    wait_until(lambda: all("producer.ready" in one.log for one in system.workers), 60, "Kafka's first answer")
     kafka_of(system).down()
+
+
+def worker_in_an_outage(system: Stack, *arguments: str, **changes: Any) -> Worker:
+    """A worker that claims its first message after such an outage has begun."""
+    without_circuits(system)
+    with outage_after_the_first_answer(system, kafka_of(system)):
+        return system.worker(*ALONE, *arguments, **changes)
 
 
 def wait_connected_again(worker: Worker, connections: int) -> None:

@@ -22,6 +22,7 @@ from scenarios.in_flight.asking import (
     queued,
     wait_connected_again,
     wait_settled,
+    worker_in_an_outage,
 )
 from servers import wait_until
 from stack import Stack
@@ -30,9 +31,8 @@ from watching import ALONE, revoke
 
 def test_the_number_in_flight_is_bounded_also_after_a_broken_connection(own: Stack) -> None:
     """Kafka is down, so what is in flight stays there; Redis's connections break again and again."""
-    down_for_long(own)
     ids = send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(300)])
-    worker = own.worker(*ALONE, MAX_IN_FLIGHT=50)
+    worker = worker_in_an_outage(own, MAX_IN_FLIGHT=50)
     wait_until(lambda: len(held(own)) == 50, 60, "fifty in flight")
     for _ in range(3):
         before = connected(worker)
@@ -68,10 +68,9 @@ def test_after_a_broken_connection_it_is_as_fast_as_before(own: Stack) -> None:
 def test_bytes_in_flight_are_bounded(own: Stack) -> None:
     """A hundred records of 900 kB: neither Redis's hands nor the worker's memory are full of them."""
     bound = 5_000_000
-    down_for_long(own)
     for n in range(100):
         send.delay(TOPIC, b"\xff" * 900_000, key=str(n))
-    worker = own.worker(*ALONE, MAX_IN_FLIGHT_BYTES=bound)
+    worker = worker_in_an_outage(own, MAX_IN_FLIGHT_BYTES=bound)
     wait_until(lambda: in_flight() > 0, 60, "something in flight")
     wait_settled(own)
 
@@ -89,10 +88,9 @@ def test_bytes_in_flight_are_bounded(own: Stack) -> None:
 
 def test_bytes_that_wait_for_threads_are_bounded_too(own: Stack) -> None:
     bound = 2_000_000
-    down_for_long(own)
     for _ in range(40):
         send_many.delay([{"topic": TOPIC, "value": b"\xff" * 90_000} for _ in range(3)])
-    own.worker(*ALONE, "-c", "2", MAX_IN_FLIGHT_BYTES=bound)
+    worker_in_an_outage(own, "-c", "2", MAX_IN_FLIGHT_BYTES=bound)
     wait_until(lambda: len(held(own)) > 2, 60, "some to be claimed")
     wait_settled(own)
     sizes = [len(item) for item in held(own).values()]
@@ -103,9 +101,8 @@ def test_bytes_that_wait_for_threads_are_bounded_too(own: Stack) -> None:
 
 def test_what_waits_for_a_thread_is_not_repeated_after_a_broken_connection(own: Stack) -> None:
     """The pool starts it all the same; what it was given is the worker's."""
-    down_for_long(own)
     ids = [dead_letter.delay(TOPIC, "x").id.removesuffix("-dlq") for _ in range(20)]
-    worker = own.worker(*ALONE, "-c", "2")
+    worker = worker_in_an_outage(own, "-c", "2")
     wait_until(lambda: len(held(own)) == 20, 60, "all to be claimed")
     before = connected(worker)
     break_connections(own)
@@ -121,9 +118,8 @@ class TestBatches:
     """Plain batches are in flight as sends are; those for which there is no room wait in the worker."""
 
     def test_what_is_in_flight_is_bounded_and_the_rest_waits_its_turn(self, own: Stack) -> None:
-        down_for_long(own)
         ids = batches(12, 1_000)
-        own.worker(*ALONE)
+        worker_in_an_outage(own)
         wait_until(lambda: len(held(own)) == 12, 60, "all to be claimed")
         wait_until(lambda: in_flight() >= 4_000, 60, "some to be in flight")
         wait_settled(own)
@@ -136,9 +132,8 @@ class TestBatches:
         wait_until(lambda: in_flight() == 0, 60, "nothing in flight")
 
     def test_what_waits_is_not_repeated_after_a_broken_connection(self, own: Stack) -> None:
-        down_for_long(own)
         ids = batches(12, 1_000)
-        worker = own.worker(*ALONE)
+        worker = worker_in_an_outage(own)
         wait_until(lambda: in_flight() >= 4_000, 60, "some to be in flight")
         before = connected(worker)
         break_connections(own)
@@ -151,10 +146,9 @@ class TestBatches:
         assert len(own.ids(TOPIC)) == len(ids)
 
     def test_one_that_is_revoked_while_it_waits_is_parked(self, own: Stack) -> None:
-        down_for_long(own)
         batches(8, 1_000)
         last = send_many.delay([{"topic": TOPIC, "value": "x", "message_id": "last"}])
-        own.worker(*ALONE)
+        worker_in_an_outage(own)
         wait_until(lambda: last.id in [each["id"] for each in inspected("reserved")], 60, "the last to wait")
         revoke(last.id)
         kafka_of(own).up()

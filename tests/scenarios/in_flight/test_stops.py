@@ -12,12 +12,12 @@ from scenarios.in_flight.asking import (
     TOPIC,
     batches,
     delivered,
-    down_for_long,
     held,
     in_flight,
     inspected,
     kafka_of,
     queued,
+    worker_in_an_outage,
 )
 from servers import wait_until
 from stack import Stack, Worker, message_id
@@ -56,7 +56,7 @@ def test_a_stop_under_a_backlog_loses_and_repeats_nothing_and_keeps_the_order(
     assert waiting == [task_id for task_id in ids if task_id in set(waiting)]
     assert set(arrived) | set(waiting) == set(ids)
     assert len(arrived) == len(set(arrived))
-    assert not own.redis.exists("kafka-delivery:deaths:1")
+    assert not own.redis.exists("kafka-delivery:deaths:2")
     kafka_of(own).delay(-1, 0)
     own.worker(*ALONE)
     own.wait_for(TOPIC, set(ids))
@@ -67,27 +67,25 @@ def test_a_stop_under_a_backlog_loses_and_repeats_nothing_and_keeps_the_order(
 
 
 def test_a_cold_stop_does_not_wait_for_kafka(own: Stack) -> None:
-    down_for_long(own)
     ids = send.bulk([{"topic": TOPIC, "value": str(n)} for n in range(50)])
     letters = [dead_letter.delay(TOPIC, str(n)) for n in range(3)]
-    worker = own.worker(*ALONE, SHUTDOWN_TIMEOUT_S=150)
+    worker = worker_in_an_outage(own, SHUTDOWN_TIMEOUT_S=150)
     wait_until(lambda: in_flight() == 50 and len(inspected("active")) == 53, 60, "all to be in flight")
     worker.signal(signal.SIGQUIT)
     assert worker.process.wait(60) == 0, "Celery's handler of the signal was left by an exception"
     assert queued(own) == ids
     assert own.redis.llen("kafka-delivery-dlq") == len(letters)
-    assert not own.redis.exists("kafka-delivery:deaths:1")
+    assert not own.redis.exists("kafka-delivery:deaths:2")
 
 
 def test_a_stop_gives_back_batches_that_wait_in_order(own: Stack) -> None:
-    down_for_long(own)
     ids = batches(12, 1_000)
     before = queued(own)
-    worker = own.worker(*ALONE, SHUTDOWN_TIMEOUT_S=1)
+    worker = worker_in_an_outage(own, SHUTDOWN_TIMEOUT_S=1)
     wait_until(lambda: in_flight() >= 4_000, 60, "some to be in flight")
     worker.stop(60)  # a report may take twice as long
     assert (queued(own), held(own)) == (before, {})
-    assert not own.redis.exists("kafka-delivery:deaths:1")
+    assert not own.redis.exists("kafka-delivery:deaths:2")
     kafka_of(own).up()
     own.worker(*ALONE)
     own.wait_for(TOPIC, set(ids))
