@@ -84,7 +84,7 @@ def disposition(
     leased: bool = False,
     stopping: bool = False,
     processes: int = 0,
-    blamed_after: int = BLAMED_AFTER,
+    blamed_after: int | None = None,
 ) -> Move:
     """Return what becomes of a record.
 
@@ -99,7 +99,7 @@ def disposition(
         stopping: whether this worker was told to stop.
         processes: how many processes have failed at it by their own fault, this one included; 0 where nobody counts,
             because the reason is known and passes.
-        blamed_after: how many of these blame the message.
+        blamed_after: how many of these blame the message; `BLAMED_AFTER` by default.
     """
     if error is None:
         return Move.ACKNOWLEDGE
@@ -110,7 +110,7 @@ def disposition(
     if isinstance(error, RetriableError | UnavailableError):
         return _outside(error, asker, attempts, max_retries, circuit, leased, stopping)
     # This process's.
-    if processes >= blamed_after:
+    if processes >= (BLAMED_AFTER if blamed_after is None else blamed_after):
         return Move.PARK
     if stopping and asker is not Asker.MEMBER:
         return Move.RETURN
