@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import textwrap
@@ -18,6 +19,9 @@ from stack import stack
 from watching import other_worker, revoke
 
 SMALL = {"MAX_RECORD_BYTES": 10_000, "PARKED_MAX_BYTES": 40_000}
+
+OF_OLD = {"task": send.name, "id": "4", "args": [], "kwargs": "none"}
+"""Celery's older form of a message; its keyword arguments are none."""
 
 
 SPIES = """
@@ -79,7 +83,7 @@ def test_in_the_life_of_a_worker_each_is_called(tmp_path: Path) -> None:
             {"headers": {"id": "1", "task": "unheard of"}},
             {"headers": {"id": "2"}},
             {"headers": {"id": "3", "task": send.name, "eta": "never"}},
-            {"headers": {"id": "4", "task": send.name, "eta": "9999-12-31T23:59:59-14:00"}},
+            {"headers": {}, "body": base64.b64encode(json.dumps(OF_OLD).encode()).decode()},
             {"headers": {"id": "5", "task": send.name, "compression": "unheard-of"}},
         ):
             system.redis.lpush(QUEUE, json.dumps(good | spoil))
