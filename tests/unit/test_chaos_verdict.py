@@ -357,6 +357,12 @@ def test_a_worker_of_another_installation_has_to_end_by_itself_as_a_failure(code
     assert ("its last words" in lines(made)) is not good
 
 
+def test_one_that_stands_still_is_not_let_in() -> None:
+    made = outcome()
+    made.joined = [Joined(None, 3.0, "its last words", stood_still=True)]
+    assert made.problems() == []
+
+
 # -- operators
 def test_a_command_that_fails_fails_a_run() -> None:
     for bad in (Ran("status", None, "", ""), Ran("status", 1, "", "Traceback (most recent call last):\n  ...")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -182,18 +183,25 @@ class Supervisor:
         self._thread.join()
 
 
+STANDS_STILL = re.compile(r"producer\.no_client reason='the Kafka at .* stands for the Kafka ")
+
+
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A worker of another installation; `code` is None if it did not end by itself."""
+    """A worker of another installation; `code` is None if it did not end by itself.
+
+    One that could not ask Redis when it started finds out later, and stands still.
+    """
 
     code: int | None
     took_s: float
     log_end: str
+    stood_still: bool = False
 
     @property
     def refused(self) -> bool:
-        """Whether it ended by itself, as a failure."""
-        return self.code is not None and self.code > 0
+        """Whether it ended by itself, as a failure, or says that it stands still."""
+        return self.stood_still if self.code is None else self.code > 0
 
 
 class Joiners:
@@ -216,12 +224,14 @@ class Joiners:
         worker = Worker(self._env, ("-n", f"joiner{len(self.all)}@%h", "--loglevel=WARNING"))
         guard = OrphanGuard(worker.pid)
         while worker.process.poll() is None and time.monotonic() - began < JOIN_S and not self._abort.wait(0.05):
-            pass
+            if STANDS_STILL.search(worker.log):
+                break
         code = worker.process.poll()
         guard.release()
         worker.kill()
-        if code is not None or not self._abort.is_set():
-            self.all.append(Joined(code, time.monotonic() - began, _last_words(worker.log)))
+        stands_still = STANDS_STILL.search(worker.log) is not None
+        if code is not None or stands_still or not self._abort.is_set():
+            self.all.append(Joined(code, time.monotonic() - began, _last_words(worker.log), stands_still))
 
 
 class ApplicationProcess:
