@@ -246,6 +246,11 @@ class TestClient:
         kafka.up()
         sender.in_time(lambda: OTHER in sender.told[-1], "the answer")
 
+    def test_a_kafka_that_takes_longer_for_its_answer_gets_the_time(self, kafka: MockKafka, sender: Sender) -> None:
+        kafka.delay(-1, int(1_200 * producer.ASK_S))
+        sender.ready()
+        kafka.delay(-1, 0)
+
     @pytest.mark.parametrize("made", [True, False], ids=["made", "candidate"])
     def test_an_end_while_kafka_is_asked_waits_for_the_question(
         self, kafka: MockKafka, sender: Sender, made: bool, caplog: pytest.LogCaptureFixture
@@ -256,7 +261,8 @@ class TestClient:
             sender.producer._doubtful = True
         kafka.down()
         sender.producer.start()
-        sender.in_time(sender.producer._asking.locked, "a question")
+        begun = sender.producer._asking.locked if made else lambda: sender.producer._ask_s > producer.ASK_S
+        sender.in_time(begun, "a question")
         sender.producer.close(0)
         maker = sender.producer._maker
         assert maker is not None

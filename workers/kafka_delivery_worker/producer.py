@@ -195,7 +195,8 @@ class Producer:
         self._candidate: Connection | None = None
         """A client of which it is not known yet which Kafka it is connected to."""
         self._asking = threading.Lock()
-        """Held while a client is asked which Kafka it is connected to, and while clients are ended."""
+        """Held while the client that takes records is asked which Kafka it is, and while clients are ended. A candidate
+        is ended by the thread that asks it."""
         self._ask_s = ASK_S
         """How long the next question may take."""
         self._doubtful = False
