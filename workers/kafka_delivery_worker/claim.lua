@@ -219,7 +219,7 @@ end
 
 -- A suspect that is the next of its list goes first, and what other lists hold waits until somebody's hands are empty:
 -- a list that is always full would keep it waiting for ever.
-if suspect then
+if suspect and probe == '' then
   if not empty_handed then return answer(2) end
   take(KEYS[suspect], ARGV[first_name + (suspect - FIRST_LIST) / 2], {redis.call('RPOP', KEYS[suspect])})
   return answer(1)
@@ -253,7 +253,9 @@ if probed then room = 0 end
 
 -- Round after round has failed: perhaps for the topic of what is at the front. The newest may be another topic's.
 local trips = tonumber(circuit[3] or 0)
-local pop = probe == 'cluster' and trips >= 4 and trips % 2 == 0 and 'LPOP' or 'RPOP'
+-- And a suspect says little: it may take its worker down, and the next one would get it again.
+local newest = suspect or (probe == 'cluster' and trips >= 4 and trips % 2 == 0)
+local pop = newest and 'LPOP' or 'RPOP'
 
 for i = FIRST_LIST, #KEYS, 2 do
   local list, delayed, name = KEYS[i], KEYS[i + 1], ARGV[first_name + (i - FIRST_LIST) / 2]

@@ -18,6 +18,7 @@ from integration.leases.workers import (
     SHUT,
     Answer,
     Worker,
+    has_killed,
     message,
     now,
     publish,
@@ -72,6 +73,20 @@ class TestCircuits:
         assert self.claim(Worker(client), probe=("cluster", "good")).items == [sent[-1]]
         client.hset(CIRCUIT + "st", "trips", "5")
         assert self.claim(Worker(client), probe=("cluster", "good")).items == [sent[0]]
+
+    @pytest.mark.parametrize("busy", [False, True], ids=["empty-handed", "busy"])
+    def test_a_probe_passes_over_a_suspect_at_the_front(self, client: redis.Redis, busy: bool) -> None:
+        """It may take its worker down, and the next probe would be the same one."""
+        worker = Worker(client)
+        if busy:
+            publish(client, message("in flight"))
+            self.claim(worker)
+        sent = publish(client, *(message(n) for n in range(3)))
+        has_killed(client, sent[0], 4)
+        client.hset(CIRCUIT + "st", "shut", "1")
+        client.zadd(CIRCUIT + "p", {"good": now(client) + 600_000})
+        assert self.claim(worker, probe=("cluster", "good")).items == [sent[-1]]
+        assert queued(client) == sent[:-1]
 
     def test_after_it_claims_grow(self, client: redis.Redis) -> None:
         publish(client, *(message(n) for n in range(1_000)))
